@@ -1,0 +1,55 @@
+"""Neural Empirical Bayes for NumPyro: learn a smoothed density, walk on it, jump to clean data."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from numpyro_neb import empirical_bayes, energies, integrators, networks
+from numpyro_neb.diagnostics import to_arviz
+from numpyro_neb.distributions import SmoothedDensity
+from numpyro_neb.empirical_bayes import posterior_mean
+from numpyro_neb.energies import AbstractEnergy, NetworkEnergy, ResidualEnergy
+from numpyro_neb.geometry import SphereOverlaps, critical_sigma, sphere_overlaps
+from numpyro_neb.integrators import BAOAB, ULA
+from numpyro_neb.kernels import WalkJumpKernel
+from numpyro_neb.mixtures import MixtureEnergy
+from numpyro_neb.objectives import denoising_loss
+from numpyro_neb.serialization import load, save
+from numpyro_neb.training import FitResult, fit
+
+if TYPE_CHECKING:
+    from numpyro_neb import plots
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "BAOAB",
+    "ULA",
+    "AbstractEnergy",
+    "FitResult",
+    "MixtureEnergy",
+    "NetworkEnergy",
+    "ResidualEnergy",
+    "SmoothedDensity",
+    "SphereOverlaps",
+    "WalkJumpKernel",
+    "critical_sigma",
+    "denoising_loss",
+    "empirical_bayes",
+    "energies",
+    "fit",
+    "integrators",
+    "load",
+    "networks",
+    "plots",
+    "posterior_mean",
+    "save",
+    "sphere_overlaps",
+    "to_arviz",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # matplotlib loads when somebody draws.
+    if name == "plots":
+        return import_module("numpyro_neb.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
