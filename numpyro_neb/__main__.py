@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import arviz as az
 import equinox as eqx
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
@@ -73,25 +75,31 @@ def demo(out: Path) -> None:
         print(f"  {path.name:20} {path.stat().st_size:>11,} bytes")
 
 
-def _digits():
+def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    images = (load_digits().images / 16).astype(np.float32)
-    return train_test_split(images, test_size=_NUM_HELD_OUT, random_state=0)
+    bunch: Any = load_digits()
+    images = (bunch.images / 16).astype(np.float32)
+    train, held_out = train_test_split(images, test_size=_NUM_HELD_OUT, random_state=0)
+    return np.asarray(train), np.asarray(held_out)
 
 
 def _train(train, held_out):
     shape = train.shape[1:]
     network = neb.networks.MLP(shape, width_size=256, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, _SIGMA, shape, loc=train.mean(0), scale=train.std())
+    num_steps = 6000
+    # 1,500 images are few: without weight decay the held-out loss is .96, with it .91.
+    schedule = optax.cosine_decay_schedule(1e-3, num_steps)
     print("\ntraining a 3 x 256 MLP on the denoising objective")
     return neb.fit(
         energy,
         train,
         key=jax.random.key(0),
-        num_steps=6000,
+        num_steps=num_steps,
         batch_size=128,
+        optimizer=optax.adamw(schedule, weight_decay=1.0),
         validation_data=held_out,
     ).energy
 
@@ -115,7 +123,7 @@ def _report_losses(energy, train, held_out, key):
 
 def _report_walk(data, out):
     """ArviZ's summary: the worst coordinates on screen, all of them in a file."""
-    summary = az.summary(data, var_names=["x", "y"], round_to="none")
+    summary: Any = az.summary(data, var_names=["x", "y"], round_to="none")
     summary.to_csv(out / "summary.csv")
     r_hat, ess = summary["r_hat"].astype(float), summary["ess_bulk"].astype(float)
     print("\nArviZ's summary, the five slowest of 64 pixels each (all are in summary.csv):")
@@ -133,14 +141,15 @@ def _report_walk(data, out):
 def _draw(energy, held_out, data, key, out):
     clean = held_out[:12]
     noisy = clean + _SIGMA * jax.random.normal(key, clean.shape)
-    ax = neb.plots.denoising(clean, noisy, neb.posterior_mean(energy, noisy))
-    ax.figure.savefig(out / "denoising.png", dpi=150)
-    ax = neb.plots.walk_jump(data.posterior["x"].values[:, 19:400:20])
-    ax.figure.savefig(out / "walk_jump.png", dpi=150)
+    neb.plots.denoising(clean, noisy, neb.posterior_mean(energy, noisy))
+    plt.gcf().savefig(out / "denoising.png", dpi=150)
+    neb.plots.walk_jump(data.posterior["x"].values[:, 19:400:20])
+    plt.gcf().savefig(out / "walk_jump.png", dpi=150)
     centre = {"row": [3], "column": [3, 5]}
     shown = data.posterior[["x"]].sel(centre).assign(lp=data.sample_stats["lp"])
-    az.plot_trace(shown, backend="matplotlib")
-    plt.gcf().savefig(out / "trace.png", dpi=150)
+    with plt.rc_context({"figure.constrained_layout.use": True}):
+        az.plot_trace(shown, backend="matplotlib")
+        plt.gcf().savefig(out / "trace.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -63,24 +63,28 @@ def to_arviz(
     shape = kernel.energy.event_shape
     names = _EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))])
     named = {"y": list(names), "x": list(names)} | {k: list(v) for k, v in (dims or {}).items()}
-    sizes = {name: np.arange(n) for k in ("y", "x") for name, n in zip(named[k], shape)}
+    sizes = {
+        name: np.arange(n) for k in ("y", "x") for name, n in zip(named[k], shape, strict=False)
+    }
     data = az.from_numpyro(
         mcmc,
         coords=sizes | dict(coords or {}),
         dims=named,
         constant_data={"sigma": np.asarray(kernel.energy.sigma)},
     )
-    data.posterior.attrs |= _attributes(kernel)
+    posterior: Any = data["posterior"]
+    posterior.attrs |= _attributes(kernel)
     return data
 
 
 def _attributes(kernel):
     from numpyro_neb import __version__
 
+    settings = ", ".join(f"{name}={value}" for name, value in vars(kernel.integrator).items())
     return {
         "created_by": f"numpyro_neb {__version__}",
         "energy": type(kernel.energy).__name__,
-        "integrator": str(kernel.integrator),
+        "integrator": f"{type(kernel.integrator).__name__}({settings})",
         "steps_per_draw": kernel.num_steps,
         "x": "the jump E[X given Y=y] from each y of the walk: narrower than the law of X",
     }

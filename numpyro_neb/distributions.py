@@ -1,11 +1,13 @@
 """An energy as a NumPyro distribution."""
 
 from math import prod
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
 from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position, over_batch
@@ -70,8 +72,8 @@ class SmoothedDensity(Distribution):
         """The energy phi."""
         return eqx.combine(self._arrays, self._static)
 
-    @constraints.dependent_property(is_discrete=False)
-    def support(self):
+    @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
+    def support(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         """All of R^d."""
         return constraints.independent(constraints.real, self.event_dim)
 
@@ -80,10 +82,10 @@ class SmoothedDensity(Distribution):
         """False: no draw is a differentiable function of the energy's parameters."""
         return False
 
-    def sample(
-        self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()
-    ) -> Float[Array, "..."]:
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Draws of Y, of shape (*sample_shape, *event_shape): see the class for how exact."""
+        if key is None:
+            raise TypeError("key must be a JAX random key, got None")
         energy = self.energy
         if isinstance(energy, MixtureEnergy):
             return energy.sample(key, sample_shape)
@@ -91,12 +93,14 @@ class SmoothedDensity(Distribution):
         y = jax.vmap(lambda key: _walked(energy, key, self.num_steps))(keys)
         return y.reshape(*sample_shape, *self.event_shape)
 
-    def log_prob(self, value: Float[Array, "..."], intermediates=None) -> Float[Array, "..."]:
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:
         """-phi(value), over any leading dimensions of `value`."""
         del intermediates
+        value = jnp.asarray(value)
+        log_prob = -over_batch(self.energy, value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
-        return -over_batch(self.energy, jnp.asarray(value), self.event_shape)
+        return log_prob
 
     @property
     def mean(self) -> Float[Array, "*event"]:

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from numpyro_neb.energies import AbstractEnergy, batch_shape_of, check_energy
@@ -51,7 +52,7 @@ def posterior_mean(
         raise TypeError(f"y must hold floats, got {y.dtype}")
     batch_shape_of(y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
-    if isinstance(y, jax.core.Tracer) or len(flat) <= chunk_size:
+    if isinstance(y, Tracer) or len(flat) <= chunk_size:
         return _denoise(energy, jnp.asarray(flat)).reshape(y.shape)
     # A loop outside the compiled program: inside one, XLA's convolutions are slow on CPUs.
     out = np.empty(flat.shape, jnp.result_type(flat.dtype, energy.sigma))

@@ -14,6 +14,7 @@ import jax
 import jax.nn
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 _BUFFERS = ("sigma", "loc", "scale")
@@ -258,7 +259,7 @@ def over_batch(
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (*batch_shape, *leaf.shape[1:])), out)
 
 
-def batch_shape_of(y: Float[Array, "..."], event_shape: tuple[int, ...]) -> tuple[int, ...]:
+def batch_shape_of(y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The leading dimensions of a `y` of shape (*batch, *event_shape).
 
     Raises:
@@ -301,7 +302,7 @@ def positive(name: str, value: Any) -> Float[Array, "..."]:
         ValueError: If a value that is known now is not positive and finite.
     """
     array = jnp.asarray(value, dtype=float)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         wrong = ~(jnp.isfinite(array) & (array > 0))
         return eqx.error_if(array, wrong, f"{name} must be positive and finite")
     host = np.asarray(value, dtype=float)
@@ -336,7 +337,7 @@ def _buffers(sigma, event_shape, loc, scale):
                 f" got shape {jnp.shape(value)}"
             )
     loc = jnp.asarray(loc, dtype=float)
-    if not isinstance(loc, jax.core.Tracer) and not np.all(np.isfinite(loc)):
+    if not isinstance(loc, Tracer) and not np.all(np.isfinite(loc)):
         raise ValueError(f"loc must be finite, got {loc}")
     return positive_scalar("sigma", sigma), event_shape, loc, positive("scale", scale)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Target = Callable[[Float[Array, "*event"]], tuple[Float[Array, ""], Float[Array, "*event"]]]
@@ -146,8 +147,8 @@ class BAOAB(AbstractIntegrator):
 
     Example:
         >>> import numpyro_neb as neb
-        >>> neb.integrators.BAOAB()
-        BAOAB(step_size=1.0, friction=0.2)
+        >>> neb.integrators.BAOAB(step_size=0.5)
+        BAOAB(step_size=0.5)
     """
 
     step_size: float | Float[Array, ""] = 1.0
@@ -166,7 +167,7 @@ class BAOAB(AbstractIntegrator):
         half = self.step_size * unit / 2
         decay = jnp.exp(-self.friction * self.step_size)
         noise = _normal_like(key, state.position)
-        v = state.velocity - half * state.gradient
+        v = jnp.asarray(state.velocity) - half * state.gradient
         y = state.position + half * v
         v = decay * v + jnp.sqrt(1 - decay**2) * noise
         y = y + half * v
@@ -209,5 +210,5 @@ def _normal_like(key, array):
 
 
 def _check_positive(name, value):
-    if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < float("inf"):
+    if not isinstance(value, Tracer) and not 0 < float(value) < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")

@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
@@ -36,7 +37,7 @@ class WalkJumpState(NamedTuple):
     step_size: Float[Array, "..."]
     diverging: Bool[Array, "..."]
     num_diverging: Int[Array, "..."]
-    rng_key: PRNGKeyArray
+    rng_key: Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +93,6 @@ class WalkJumpKernel(MCMCKernel):
 
     # ArviZ asks every kernel for its model.
     model = None
-    sample_field = "draw"
-    default_fields = ("draw", "diverging", "lp", "energy", "step_size")
 
     def __post_init__(self):
         check_energy(self.energy)
@@ -105,9 +104,19 @@ class WalkJumpKernel(MCMCKernel):
         if not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise ValueError(f"num_steps must be a positive int, got {self.num_steps!r}")
 
+    @property
+    def sample_field(self) -> str:
+        """The field of the state that `MCMC.get_samples` returns."""
+        return "draw"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The fields of the state that `MCMC` always records."""
+        return ("draw", "diverging", "lp", "energy", "step_size")
+
     def init(
         self,
-        rng_key: PRNGKeyArray,
+        rng_key: Array,
         num_warmup: int,
         init_params: Float[Array, "..."] | None,
         model_args: tuple = (),
@@ -134,7 +143,9 @@ class WalkJumpKernel(MCMCKernel):
             return self._sample_one(state)
         return jax.vmap(self._sample_one)(state)
 
-    def get_diagnostics_str(self, state: WalkJumpState) -> str:
+    def get_diagnostics_str(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state: WalkJumpState
+    ) -> str:
         """What the progress bar shows beside itself."""
         text = f"step size {float(state.step_size):.2e}"
         count = int(state.num_diverging)
@@ -155,7 +166,7 @@ class WalkJumpKernel(MCMCKernel):
                 f"init_params must be a float array of shape {shape},"
                 f" got {array.dtype} of shape {array.shape}"
             )
-        if not isinstance(array, jax.core.Tracer) and not np.all(np.isfinite(array)):
+        if not isinstance(array, Tracer) and not np.all(np.isfinite(array)):
             raise ValueError("init_params must be finite, got NaN or infinity")
         return array.astype(self.energy.sigma.dtype)
 

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb.energies import AbstractEnergy, check_event, positive_scalar
@@ -69,8 +70,8 @@ class MixtureEnergy(AbstractEnergy):
         weights = jnp.exp(self.log_weights)
         flat = locs.reshape(count, dim)
         mean = weights @ flat
-        variance = weights @ (flat - mean) ** 2
-        if self.spreads is not None:
+        variance = weights @ (flat - mean[None]) ** 2
+        if self.spreads is not None and self.axes is not None:
             variance += jnp.einsum("k,kij,kj->i", weights, self.axes**2, self.spreads)
         self.loc = mean.reshape(self.event_shape)
         self.scale = jnp.sqrt(variance).reshape(self.event_shape)
@@ -106,9 +107,7 @@ class MixtureEnergy(AbstractEnergy):
         """
         return eqx.tree_at(lambda e: e.sigma, self, positive_scalar("sigma", sigma))
 
-    def sample(
-        self, key: PRNGKeyArray, shape: tuple[int, ...] = ()
-    ) -> Float[Array, "..."]:
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Exact, independent draws of Y.
 
         Args:
@@ -122,7 +121,7 @@ class MixtureEnergy(AbstractEnergy):
         index = jax.random.categorical(key_component, self.log_weights, shape=shape)
         y = self.locs[index]
         y += self.sigma * jax.random.normal(key_noise, y.shape, y.dtype)
-        if self.spreads is None:
+        if self.spreads is None or self.axes is None:
             return y
         z = jax.random.normal(key_within, (*shape, self.spreads.shape[1]), y.dtype)
         x = jnp.einsum("...ij,...j->...i", self.axes[index], jnp.sqrt(self.spreads[index]) * z)
@@ -135,7 +134,7 @@ class MixtureEnergy(AbstractEnergy):
             # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc:
             # one matrix product for a batch, and the first term, alone large far away, is common.
             u = (y - self.loc).reshape(-1)
-            v = (self.locs - self.loc).reshape(len(self.locs), -1)
+            v = (self.locs - self.loc[None]).reshape(len(self.locs), -1)
             cross = jnp.matmul(v, u, precision=jax.lax.Precision.HIGHEST)
             variance = self.sigma**2
             offset = u @ u / (2 * variance) + u.size / 2 * jnp.log(2 * jnp.pi * variance)
@@ -147,16 +146,14 @@ class MixtureEnergy(AbstractEnergy):
         return jnp.zeros_like(self.sigma), self.log_weights + logits
 
     def _rotated(self, y):
-        """y - m_i along the axes of C_i, of shape (K, d)."""
-        centred = (y - self.locs).reshape(len(self.locs), -1)
-        return jnp.einsum(
-            "kji,kj->ki", self.axes, centred, precision=jax.lax.Precision.HIGHEST
-        )
+        """The offsets y - m_i along the axes of C_i, of shape (K, d)."""
+        centred = (y[None] - self.locs).reshape(len(self.locs), -1)
+        return jnp.einsum("kji,kj->ki", self.axes, centred, precision=jax.lax.Precision.HIGHEST)
 
 
 def _finite(name, value):
     array = jnp.asarray(value, dtype=float)
-    if not isinstance(array, jax.core.Tracer) and not np.all(np.isfinite(array)):
+    if not isinstance(array, Tracer) and not np.all(np.isfinite(array)):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return array
 
@@ -168,7 +165,7 @@ def _normalised(log_weights, count):
     if log_weights.shape != (count,):
         raise ValueError(f"log_weights must have shape ({count},), got {log_weights.shape}")
     total = jax.nn.logsumexp(log_weights)
-    if not isinstance(total, jax.core.Tracer) and not np.isfinite(total):
+    if not isinstance(total, Tracer) and not np.isfinite(total):
         raise ValueError("log_weights must hold a finite value, and no NaN or +infinity")
     return log_weights - total
 
@@ -180,7 +177,7 @@ def _factorised(covariances, shape):
     if covariances.shape != shape:
         raise ValueError(f"covariances must have shape {shape}, got {covariances.shape}")
     spreads, axes = jnp.linalg.eigh(covariances)
-    if not isinstance(spreads, jax.core.Tracer):
+    if not isinstance(spreads, Tracer):
         host = np.asarray(covariances)
         slack = 1e2 * np.finfo(host.dtype).eps * np.abs(host).max(initial=1e-30)
         if np.abs(host - host.swapaxes(1, 2)).max() > slack or np.min(spreads) < -slack:

@@ -31,13 +31,17 @@ def denoising(clean: Images, noisy: Images, jump: Images, *, ax: Axes | None = N
         >>> ax = neb.plots.denoising(x, x, x)
     """
     images = np.stack([_images("clean", clean), _images("noisy", noisy), _images("jump", jump)])
-    ax = _grid(images, ax)
+    ax = _grid(images, ax, limits=(images[0].min(), images[0].max()))
     height = images.shape[2] + 1
     ax.set_yticks([height * (row + 0.5) for row in range(3)], ["clean $x$", "noisy $y$", "jump"])
     return ax
 
 
-def walk_jump(x: Float[Array, "chains draws height width"], *, ax: Axes | None = None) -> Axes:
+def walk_jump(
+    x: Float[Array, "chains draws height width"] | Float[np.ndarray, "chains draws height width"],
+    *,
+    ax: Axes | None = None,
+) -> Axes:
     """The jumps along each chain: a row a chain, time from left to right.
 
     Args:
@@ -57,7 +61,7 @@ def walk_jump(x: Float[Array, "chains draws height width"], *, ax: Axes | None =
     images = np.asarray(x)
     if images.ndim != 4:
         raise ValueError(f"x must have shape (chains, draws, height, width), got {images.shape}")
-    ax = _grid(images, ax)
+    ax = _grid(images, ax, limits=tuple(np.quantile(images, (0.01, 0.99))))
     height = images.shape[2] + 1
     names = [f"chain {chain}" for chain in range(len(images))]
     ax.set_yticks([height * (row + 0.5) for row in range(len(images))], names)
@@ -72,7 +76,7 @@ def _images(name: str, array: Any) -> np.ndarray:
     return array
 
 
-def _grid(images: np.ndarray, ax: Axes | None) -> Axes:
+def _grid(images: np.ndarray, ax: Axes | None, limits: tuple[float, float]) -> Axes:
     """Draws images of shape (rows, columns, height, width), dark on white, with a seam between."""
     rows, columns, height, width = images.shape
     if ax is None:
@@ -81,8 +85,7 @@ def _grid(images: np.ndarray, ax: Axes | None) -> Axes:
     canvas = np.full((rows, columns, height + 1, width + 1), np.nan)
     canvas[:, :, :height, :width] = images
     picture = canvas.transpose(0, 2, 1, 3).reshape(rows * (height + 1), columns * (width + 1))
-    # One scale for all; noise outside the 1% and 99% quantiles is drawn black or white.
-    low, high = np.nanquantile(images, (0.01, 0.99))
+    low, high = limits  # one scale for all; what lies outside is drawn white or black
     extent = (0, picture.shape[1], picture.shape[0], 0)
     ax.imshow(picture, cmap="gray_r", vmin=low, vmax=high, extent=extent, interpolation="nearest")
     ax.set_xticks([])

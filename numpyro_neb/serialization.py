@@ -52,7 +52,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy) -> None:
         Array(1., dtype=float32)
     """
     check_energy(energy)
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_arrays(energy).items()}
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in _named_arrays(energy).items()}
     metadata = {
         "format": _FORMAT,
         "version": str(_VERSION),
@@ -129,9 +129,7 @@ def _skeleton(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Abstrac
         raise _UnknownModuleError(config["unknown"])
     shapes = {k: jax.ShapeDtypeStruct(v.shape, jnp.result_type(float)) for k, v in tensors.items()}
     if config["class"] == "MixtureEnergy":
-        return eqx.filter_eval_shape(
-            MixtureEnergy, shapes["locs"], 1.0, None, shapes.get("axes")
-        )
+        return eqx.filter_eval_shape(MixtureEnergy, shapes["locs"], 1.0, None, shapes.get("axes"))
     if config["class"] in _NETWORK_ENERGIES:
         return eqx.filter_eval_shape(
             lambda loc, scale: _NETWORK_ENERGIES[config["class"]](
@@ -174,9 +172,7 @@ def _filled(energy, tensors, path, exact):
                 f"{path}: {name} has shape {tensor.shape}, expected {expected[name].shape}"
             )
         if exact and tensor.dtype != expected[name].dtype:
-            raise ValueError(
-                f"{path}: {name} is {tensor.dtype}, expected {expected[name].dtype}"
-            )
+            raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {expected[name].dtype}")
         if jnp.asarray(tensor[:0] if tensor.ndim else tensor).dtype != tensor.dtype:
             raise ValueError(f"{path} holds {tensor.dtype}: set jax_enable_x64 to load it")
     arrays, rest = eqx.partition(energy, _is_array)

@@ -60,9 +60,8 @@ def fit(
         key: A JAX random key; the same key gives the same result.
         num_steps: How many steps.
         batch_size: Examples in a minibatch.
-        optimizer: An optax optimiser; by default AdamW with weight decay 1 on a cosine schedule
-            from 1e-3 to 0, which suits MLPs on a few thousand examples. Decoupled weight decay is
-            multiplied by the learning rate.
+        optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0. On few
+            examples `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
         objective: Maps an energy, a batch and a key to a loss.
         validation_data: Held-out data, of shape (m, *event_shape).
         validate_every: Steps between two validation losses, num_steps / 20 by default. The last
@@ -83,7 +82,7 @@ def fit(
         >>> data = jax.random.normal(jax.random.key(0), (1000, 2))
         >>> mlp = neb.networks.MLP((2,), width_size=16, depth=2, key=jax.random.key(1))
         >>> energy = neb.ResidualEnergy(mlp, sigma=0.5, event_shape=(2,))
-        >>> result = neb.fit(energy, data, key=jax.random.key(2), num_steps=200, batch_size=64,
+        >>> result = neb.fit(energy, data, key=jax.random.key(2), num_steps=500, batch_size=64,
         ...                  progress_bar=False)
         >>> bool(result.losses[-50:].mean() < 2 * 0.5**2)  # better than raw noise, sigma^2 d
         True
@@ -98,14 +97,13 @@ def fit(
     if validation_data is not None:
         validation_data = _checked("validation_data", validation_data, energy)
     if optimizer is None:
-        schedule = optax.cosine_decay_schedule(1e-3, num_steps)
-        optimizer = optax.adamw(schedule, weight_decay=1.0)
+        optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
     validate_every = validate_every or max(1, num_steps // 20)
     key_steps, key_validation = jax.random.split(key)
 
     params, rest = eqx.partition(energy, trainable(energy))
     arrays, static = eqx.partition(rest, eqx.is_array)
-    step, evaluate = _compiled(optimizer, objective, static, batch_size, num_steps)
+    step, evaluate = _compiled(optimizer, objective, static, batch_size)
     # The step donates its inputs, and the caller's energy has to survive.
     state = (jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.full(num_steps, jnp.nan))
     validation: list[tuple[int, Array]] = []
@@ -119,7 +117,7 @@ def fit(
             if done % _REPORT_EVERY == 0 or done == num_steps:
                 _report(bar, state[2], done, validation)
     params, _, losses = state
-    steps, held_out = zip(*validation) if validation else ((), ())
+    steps, held_out = zip(*validation, strict=True) if validation else ((), ())
     return FitResult(
         energy=eqx.combine(params, arrays, static),
         losses=np.asarray(losses),
@@ -131,7 +129,7 @@ def fit(
 _REPORT_EVERY = 100
 
 
-def _compiled(optimizer, objective, static, batch_size, num_steps):
+def _compiled(optimizer, objective, static, batch_size):
     """The training step and the evaluation, compiled."""
 
     def loss_of(params, arrays, batch, key):
@@ -143,7 +141,8 @@ def _compiled(optimizer, objective, static, batch_size, num_steps):
         batch = data[jax.random.randint(key_batch, (batch_size,), 0, len(data))]
         loss, grads = jax.value_and_grad(loss_of)(params, arrays, batch, key_noise)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, losses.at[i].set(loss.astype(losses.dtype))
+        losses = losses.at[i].set(loss.astype(losses.dtype))
+        return optax.apply_updates(params, updates), opt_state, losses
 
     return jax.jit(step, donate_argnums=0), jax.jit(loss_of)
 

@@ -1,0 +1,60 @@
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+# Four devices on a CPU: chain_method="parallel" and sharding are tested without a GPU.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+
+import jax
+import jaxtyping
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import numpyro_neb as neb
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def strict():
+    """No silent dtype or rank promotion in our own arithmetic."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The demo's split of scikit-learn's digits: 1,500 to train on, 297 held out."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images = (load_digits().images / 16).astype(np.float32)
+    return train_test_split(images, test_size=297, random_state=0)
+
+
+@pytest.fixture
+def untyped():
+    """Wrong arguments meet our own checks, as they do outside the tests, not the type checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def digits_energy(digits):
+    """A small energy of the digits at sigma = 0.3, trained for a few seconds."""
+    train, _ = digits
+    network = neb.networks.MLP((8, 8), width_size=128, depth=3, key=jax.random.key(0))
+    energy = neb.ResidualEnergy(network, 0.3, (8, 8), loc=train.mean(0), scale=train.std())
+    settings = {"num_steps": 2000, "batch_size": 128, "progress_bar": False}
+    return neb.fit(energy, train, key=jax.random.key(1), **settings).energy

@@ -1,0 +1,102 @@
+import arviz as az
+import jax
+import numpy as np
+import pytest
+import targets
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_neb as neb
+
+# ArviZ 0.x gives an InferenceData, 1.x a DataTree.
+GENERATION = int(az.__version__.split(".")[0])
+
+
+def run(event_shape=(2, 3), num_samples=20, sigma=0.5, **kwargs):
+    locs = jax.random.normal(jax.random.key(0), (4, *event_shape))
+    kernel = neb.WalkJumpKernel(neb.MixtureEnergy(locs, sigma), num_steps=2, **kwargs)
+    chains = {"num_chains": 2, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel, num_warmup=5, num_samples=num_samples, **chains)
+    mcmc.run(jax.random.key(0))
+    return mcmc
+
+
+@pytest.fixture(scope="module")
+def mcmc():
+    return run()
+
+
+def test_groups(mcmc):
+    data = neb.to_arviz(mcmc)
+    assert type(data).__name__ == ("InferenceData" if GENERATION == 0 else "DataTree")
+    for name in ("x", "y"):
+        variable = data.posterior[name]
+        assert variable.dims == ("chain", "draw", "row", "column")
+        expected = mcmc.get_samples(group_by_chain=True)[name]
+        np.testing.assert_array_equal(variable.values, expected)
+        np.testing.assert_array_equal(variable["column"], [0, 1, 2])
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    for name in ("lp", "energy", "step_size", "diverging"):
+        np.testing.assert_array_equal(data.sample_stats[name].values, fields[name])
+    assert "acceptance_rate" not in data.sample_stats
+    assert data.constant_data["sigma"].values.item() == 0.5
+    attributes = data.posterior.attrs
+    assert attributes["created_by"] == f"numpyro_neb {neb.__version__}"
+    assert attributes["energy"] == "MixtureEnergy"
+    assert attributes["integrator"] == "BAOAB(step_size=1.0, friction=0.2)"
+    assert attributes["steps_per_draw"] == 2
+
+
+@pytest.mark.parametrize(
+    ("event_shape", "dims"),
+    [((), ()), ((4,), ("event_dim_0",)), ((3, 2, 2), ("channel", "row", "column"))],
+)
+def test_dims_of_every_event_shape(event_shape, dims):
+    assert neb.to_arviz(run(event_shape)).posterior["x"].dims == ("chain", "draw", *dims)
+
+
+def test_own_dims_and_coords(mcmc):
+    dims = {"x": ["time", "sensor"], "y": ["time", "sensor"]}
+    data = neb.to_arviz(mcmc, coords={"sensor": ["a", "b", "c"]}, dims=dims)
+    assert data.posterior["y"].dims == ("chain", "draw", "time", "sensor")
+    assert list(data.posterior["sensor"].values) == ["a", "b", "c"]
+
+
+def test_from_numpyro_works_as_well(mcmc):
+    data = az.from_numpyro(mcmc)
+    assert set(data.posterior.data_vars) == {"x", "y"}
+    np.testing.assert_array_equal(data.sample_stats["lp"], neb.to_arviz(mcmc).sample_stats["lp"])
+
+
+def test_writes_netcdf_and_reads_it_back(mcmc, tmp_path):
+    path = str(tmp_path / "draws.nc")
+    data = neb.to_arviz(mcmc)
+    data.to_netcdf(path)
+    np.testing.assert_array_equal(az.from_netcdf(path).posterior["x"], data.posterior["x"])
+
+
+def test_summary_and_plots():
+    data = neb.to_arviz(run(num_samples=500, sigma=2.0))
+    assert {"r_hat", "ess_bulk"} <= set(az.summary(data, var_names=["x"]).columns)
+    az.plot_energy(data)
+
+
+def test_diverging_walks_are_told_of():
+    mcmc = run(event_shape=(2,), integrator=neb.BAOAB(step_size=50.0))
+    diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
+    chain = np.flatnonzero(diverging.any(1))[0]
+    draw = np.flatnonzero(diverging[chain])[0]
+    message = rf"{diverging.sum()} of 40 draws are diverging.*first in chain {chain} at draw {draw}"
+    with pytest.warns(UserWarning, match=message):
+        data = neb.to_arviz(mcmc)
+    np.testing.assert_array_equal(data.sample_stats["diverging"], diverging)
+
+
+def test_bad_arguments(untyped):
+    with pytest.raises(TypeError, match="mcmc must be an MCMC of a WalkJumpKernel, got int"):
+        neb.to_arviz(3)
+    nuts = MCMC(NUTS(potential_fn=lambda z: z @ z), num_warmup=1, num_samples=1)
+    with pytest.raises(TypeError, match="mcmc must be an MCMC of a WalkJumpKernel"):
+        neb.to_arviz(nuts)
+    kernel = neb.WalkJumpKernel(targets.gaussian([1.0], 0.5))
+    with pytest.raises(ValueError, match=r"mcmc must have run: call mcmc.run\(key\)"):
+        neb.to_arviz(MCMC(kernel, num_warmup=1, num_samples=1))

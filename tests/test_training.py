@@ -1,0 +1,144 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import targets
+
+import numpyro_neb as neb
+
+SIGMA = 0.5
+DATA = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+
+
+def energy():
+    mlp = neb.networks.MLP((2,), width_size=16, depth=2, key=jax.random.key(0))
+    return neb.ResidualEnergy(mlp, SIGMA, (2,))
+
+
+def fit(start=None, data=DATA, **kwargs):
+    settings = {"key": jax.random.key(1), "num_steps": 50, "batch_size": 32, "progress_bar": False}
+    return neb.fit(energy() if start is None else start, data, **(settings | kwargs))
+
+
+def test_learns_a_gaussian():
+    """X ~ N(0, I): the best jump is y / (1 + sigma^2); the loss floor 2 sigma^2 / (1 + sigma^2)."""
+    data = np.random.default_rng(1).normal(size=(20_000, 2)).astype(np.float32)
+    result = fit(data=data, num_steps=1500, batch_size=128)
+    y = jnp.array([[1.0, 0.0], [-0.5, 1.0], [0.3, -1.2]])
+    jump = neb.posterior_mean(result.energy, y)
+    np.testing.assert_allclose(jump, y / (1 + SIGMA**2), atol=0.05)
+    tail = result.losses[-500:]
+    floor = 2 * SIGMA**2 / (1 + SIGMA**2)
+    assert abs(tail.mean() - floor) < targets.STANDARD_ERRORS * tail.std() / np.sqrt(500)
+
+
+def test_result():
+    result = fit(validation_data=DATA[:20], validate_every=20)
+    assert isinstance(result, neb.FitResult)
+    assert result.losses.shape == (50,)
+    assert np.all(np.isfinite(result.losses))
+    np.testing.assert_array_equal(result.validation_steps, [20, 40, 50])
+    expected = neb.denoising_loss(
+        result.energy, jnp.asarray(DATA[:20]), jax.random.split(jax.random.key(1))[1]
+    )
+    np.testing.assert_allclose(result.validation_losses[-1], expected, rtol=1e-5)
+    assert fit().validation_losses.shape == (0,)
+
+
+def test_the_key_decides():
+    first, again, other = fit(), fit(), fit(key=jax.random.key(2))
+    np.testing.assert_array_equal(first.losses, again.losses)
+    assert eqx.tree_equal(first.energy, again.energy)
+    assert not np.array_equal(first.losses, other.losses)
+
+
+def test_noise_is_fresh_and_batches_differ():
+    """With a learning rate of zero the losses still differ, by their batches and their noise."""
+    frozen = optax.sgd(0.0)
+    assert len(set(fit(optimizer=frozen).losses)) == 50
+    assert len(set(fit(data=DATA[:1], batch_size=1, optimizer=frozen).losses)) == 50
+
+
+def test_every_example_is_drawn():
+    seen = []
+
+    def objective(energy, x, key):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return neb.denoising_loss(energy, x, key)
+
+    data = np.arange(10, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
+    fit(data=data, objective=objective, optimizer=optax.sgd(0.0))
+    counts = np.bincount(np.concatenate(seen)[:, 0].astype(int), minlength=10)
+    # Multinomial: each of 10 examples expects n/10 of the draws.
+    n = counts.sum()
+    targets.within(counts, n / 10, np.sqrt(n * 0.1 * 0.9))
+
+
+def test_the_callers_energy_survives():
+    start = energy()
+    before = jax.tree.map(lambda a: np.array(a) if eqx.is_array(a) else a, start)
+    fit(start)
+    assert eqx.tree_equal(jax.tree.map(jnp.asarray, eqx.filter(start, eqx.is_array)),
+                          jax.tree.map(jnp.asarray, eqx.filter(before, eqx.is_array)))  # fmt: skip
+
+
+def test_the_step_does_not_wait_for_the_host(monkeypatch):
+    """Values reach the host once in a hundred steps, not at each."""
+    reads = []
+    report = neb.training._report
+    monkeypatch.setattr(
+        neb.training, "_report", lambda *args: (reads.append(args[2]), report(*args))
+    )
+    with jax.transfer_guard_device_to_host("log"):
+        fit(num_steps=250)
+    assert reads == [100, 200, 250]
+
+
+def test_own_optimizer_and_clipping():
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2))
+    assert np.all(np.isfinite(fit(optimizer=optimizer).losses))
+
+
+def test_a_nan_loss_stops_and_names_the_step():
+    def objective(energy, x, key):
+        loss = neb.denoising_loss(energy, x, key)
+        return jnp.where(jnp.all(x != x[0, 0]), loss, jnp.nan)
+
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 0: try"):
+        fit(objective=objective)
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step"):
+        fit(optimizer=optax.sgd(1e9))
+
+
+def test_shows_progress(capsys):
+    fit(progress_bar=True, validation_data=DATA[:10])
+    shown = capsys.readouterr().err
+    assert "50/50" in shown
+    assert "loss=" in shown
+    assert "held-out=" in shown
+
+
+def test_float64(x64):
+    result = fit(data=DATA.astype(float), num_steps=3)
+    assert result.energy.network.layers.layers[0].weight.dtype == jnp.float64
+    assert result.losses.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"data": np.zeros((5, 2), np.uint8)}, TypeError, "data must hold floats, got uint8"),
+        ({"data": np.zeros((5, 3), np.float32)}, ValueError, r"data must have shape .*\(5, 3\)"),
+        ({"data": np.zeros((0, 2), np.float32)}, ValueError, r"n at least 1, got \(0, 2\)"),
+        ({"data": DATA * np.nan}, ValueError, "data must be finite"),
+        ({"validation_data": DATA[:, :1]}, ValueError, "validation_data must have shape"),
+        ({"num_steps": 0}, ValueError, "num_steps must be a positive int, got 0"),
+        ({"batch_size": -1}, ValueError, "batch_size must be a positive int, got -1"),
+        ({"validate_every": 0}, ValueError, "validate_every must be a positive int, got 0"),
+    ],
+)
+def test_bad_arguments(kwargs, error, message, untyped):
+    with pytest.raises(error, match=message):
+        fit(**kwargs)
