@@ -1,0 +1,45 @@
+# Everything happens in a virtual environment of its own, one for each Python: .venv-3.11, ...
+# PYTHON names the interpreter; by default the newest of python3.13, 3.12, 3.11 that answers.
+.DELETE_ON_ERROR:
+
+answers = $(shell $(1) -c 'import sys; sys.version_info >= (3, 11) and print(sys.executable)' 2>/dev/null)
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(call answers,$(p))))
+ifeq ($(PYTHON),)
+$(error numpyro_neb needs Python 3.11 or newer: none was found. Install one, or name it: make demo PYTHON=...)
+endif
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv-$(VERSION)
+RUN := $(VENV)/bin/python
+OUT ?= demo-output
+
+.PHONY: demo test lint fast slow benchmarks clean
+
+demo: $(VENV)/demo
+	$(RUN) -m numpyro_neb demo --out $(OUT)
+
+test: lint fast slow
+
+lint: $(VENV)/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+# The doctests are among the fast ones.
+fast: $(VENV)/test
+	$(RUN) -m pytest -n 2 -m "not slow"
+
+slow: $(VENV)/test
+	$(RUN) -m pytest -m slow
+
+benchmarks: $(VENV)/test
+	$(RUN) -m benchmarks.training
+
+$(VENV)/%: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv-* build dist .pytest_cache .ruff_cache
