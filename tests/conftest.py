@@ -10,8 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-import numpyro_neb as neb
-
 
 @pytest.fixture(autouse=True)
 def close_figures():
@@ -53,6 +51,8 @@ def untyped():
 @pytest.fixture(scope="session")
 def digits_energy(digits):
     """A small energy of the digits at sigma = 0.3, trained for a few seconds."""
+    import numpyro_neb as neb  # not at the top: pytest's plugin for types has to be first
+
     train, _ = digits
     network = neb.networks.MLP((8, 8), width_size=128, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, 0.3, (8, 8), loc=train.mean(0), scale=train.std())
