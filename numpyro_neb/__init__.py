@@ -8,8 +8,7 @@ from numpyro_neb.diagnostics import to_arviz
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.empirical_bayes import posterior_mean
 from numpyro_neb.energies import AbstractEnergy, NetworkEnergy, ResidualEnergy
-from numpyro_neb.geometry import SphereOverlaps, critical_sigma, sphere_overlaps
-from numpyro_neb.integrators import BAOAB, ULA
+from numpyro_neb.geometry import critical_sigma, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.objectives import denoising_loss
@@ -22,15 +21,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "BAOAB",
-    "ULA",
     "AbstractEnergy",
     "FitResult",
     "MixtureEnergy",
     "NetworkEnergy",
     "ResidualEnergy",
     "SmoothedDensity",
-    "SphereOverlaps",
     "WalkJumpKernel",
     "critical_sigma",
     "denoising_loss",

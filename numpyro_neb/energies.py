@@ -5,6 +5,7 @@ module of one's own are interchangeable.
 """
 
 import abc
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.nn
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 _BUFFERS = ("sigma", "loc", "scale")
@@ -126,7 +128,14 @@ class NetworkEnergy(AbstractEnergy):
     loc: Float[Array, "..."]
     scale: Float[Array, "..."]
 
-    def __init__(self, network, sigma, event_shape, loc=0.0, scale=1.0):
+    def __init__(
+        self,
+        network: Callable,
+        sigma: ArrayLike,
+        event_shape: tuple[int, ...],
+        loc: ArrayLike = 0.0,
+        scale: ArrayLike = 1.0,
+    ):
         self.network = network
         self.sigma, self.event_shape, self.loc, self.scale = _buffers(
             sigma, event_shape, loc, scale
@@ -177,7 +186,14 @@ class ResidualEnergy(AbstractEnergy):
     loc: Float[Array, "..."]
     scale: Float[Array, "..."]
 
-    def __init__(self, network, sigma, event_shape, loc=0.0, scale=1.0):
+    def __init__(
+        self,
+        network: Callable,
+        sigma: ArrayLike,
+        event_shape: tuple[int, ...],
+        loc: ArrayLike = 0.0,
+        scale: ArrayLike = 1.0,
+    ):
         self.network = network
         self.sigma, self.event_shape, self.loc, self.scale = _buffers(
             sigma, event_shape, loc, scale
@@ -392,15 +408,25 @@ def find_function(name: str) -> Callable:
 
 class _Named(NamedTuple):
     function: str
+    partial: tuple[tuple, dict[str, Any]] | None
 
 
 def _name_function(leaf: Any) -> Any:
-    name = function_name(leaf) if callable(leaf) else None
-    return leaf if name is None else _Named(name)
+    bound = isinstance(leaf, functools.partial)
+    name = function_name(leaf.func if bound else leaf)
+    if name is None:
+        return leaf
+    return _Named(name, (leaf.args, leaf.keywords) if bound else None)
 
 
 def _find_function(leaf: Any) -> Any:
-    return find_function(leaf.function) if _is_named(leaf) else leaf
+    if not _is_named(leaf):
+        return leaf
+    function = find_function(leaf.function)
+    if leaf.partial is None:
+        return function
+    args, keywords = leaf.partial
+    return functools.partial(function, *args, **keywords)
 
 
 def _is_named(leaf: Any) -> bool:

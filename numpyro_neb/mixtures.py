@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb.energies import AbstractEnergy, check_event, positive_scalar
@@ -56,7 +57,13 @@ class MixtureEnergy(AbstractEnergy):
     scale: Float[Array, "*event"]
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, locs, sigma, log_weights=None, covariances=None):
+    def __init__(
+        self,
+        locs: ArrayLike,
+        sigma: ArrayLike,
+        log_weights: ArrayLike | None = None,
+        covariances: ArrayLike | None = None,
+    ):
         locs = _finite("locs", locs)
         if locs.ndim == 0 or locs.size == 0:
             raise ValueError(
@@ -94,7 +101,7 @@ class MixtureEnergy(AbstractEnergy):
             means += jnp.einsum("kij,kj->ki", self.axes, shrink * self._rotated(y))
         return (responsibilities @ means).reshape(self.event_shape)
 
-    def at(self, sigma: Float[Array, ""] | float) -> "MixtureEnergy":
+    def at(self, sigma: ArrayLike) -> "MixtureEnergy":
         """The same law of X at another noise level.
 
         Args:

@@ -81,7 +81,7 @@ def test_summary_and_plots():
 
 
 def test_diverging_walks_are_told_of():
-    mcmc = run(event_shape=(2,), integrator=neb.BAOAB(step_size=50.0))
+    mcmc = run(event_shape=(2,), integrator=neb.integrators.BAOAB(step_size=50.0))
     diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
     chain = np.flatnonzero(diverging.any(1))[0]
     draw = np.flatnonzero(diverging[chain])[0]

@@ -1,3 +1,4 @@
+import functools
 import pickle
 
 import equinox as eqx
@@ -151,6 +152,13 @@ def test_pickles_with_any_activation(name):
     energy = pickle.loads(pickle.dumps(neb.ResidualEnergy(network, 0.3, (2,))))
     assert energy.network.activation is activation
     assert pickle.loads(pickle.dumps(mlp(activation=activation).layers.layers)) is not None
+
+
+def test_pickles_with_an_activation_of_set_arguments():
+    activation = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
+    energy = neb.ResidualEnergy(mlp(activation=activation), 0.3, SHAPE)
+    y = -jnp.ones(SHAPE)
+    assert pickle.loads(pickle.dumps(energy))(y) == energy(y)
 
 
 def square(y):
