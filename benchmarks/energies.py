@@ -30,8 +30,8 @@ def trained(form: type, train: np.ndarray, num_steps: int) -> neb.AbstractEnergy
     out = "scalar" if form is neb.NetworkEnergy else "event"
     network = neb.networks.MLP((8, 8), out, width_size=256, depth=3, key=jax.random.key(0))
     energy = form(network, _SIGMA, (8, 8), loc=train.mean(0), scale=train.std())
-    settings = {"num_steps": num_steps, "batch_size": 128}
-    return neb.fit(energy, train, key=jax.random.key(1), **settings).energy
+    key = jax.random.key(1)
+    return neb.fit(energy, train, key=key, num_steps=num_steps, batch_size=128).energy
 
 
 def main() -> None:
