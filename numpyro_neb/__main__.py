@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import xarray as xr
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
@@ -151,7 +152,8 @@ def _draw(energy, held_out, data, key, out):
     neb.plots.walk_jump(data.posterior["x"].values[:, 19:400:20])
     plt.gcf().savefig(out / "walk_jump.png", dpi=150)
     centre = {"row": [3], "column": [3, 5]}
-    shown = data.posterior[["x"]].sel(centre).assign(lp=data.sample_stats["lp"])
+    pixels = data.posterior["x"].sel(centre)
+    shown = xr.Dataset({"x": pixels, "lp": data.sample_stats["lp"]})
     with plt.rc_context({"figure.constrained_layout.use": True}):
         az.plot_trace(shown, backend="matplotlib")
         plt.gcf().savefig(out / "trace.png", dpi=150)
