@@ -34,6 +34,7 @@ slow: $(VENV)/test
 
 benchmarks: $(VENV)/test
 	$(RUN) -m benchmarks.training
+	$(RUN) -m benchmarks.energies
 
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
