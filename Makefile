@@ -1,5 +1,6 @@
 # Everything happens in a virtual environment of its own, one for each Python: .venv-3.11, ...
-# PYTHON names the interpreter; by default the newest of python3.13, 3.12, 3.11 that answers.
+# PYTHON names the interpreter; by default the first of python3, python3.13, 3.12 and 3.11 that
+# answers and is 3.11 or newer.
 .DELETE_ON_ERROR:
 
 answers = $(shell $(1) -c 'import sys; sys.version_info >= (3, 11) and print(sys.executable)' 2>/dev/null)

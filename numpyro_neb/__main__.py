@@ -153,7 +153,7 @@ def _draw(energy, held_out, data, key, out):
     plt.gcf().savefig(out / "walk_jump.png", dpi=150)
     centre = {"row": [3], "column": [3, 5]}
     pixels = data.posterior["x"].sel(centre)
-    shown = xr.Dataset({"x": pixels, "lp": data.sample_stats["lp"]})
+    shown: Any = xr.Dataset({"x": pixels, "lp": data.sample_stats["lp"]})
     with plt.rc_context({"figure.constrained_layout.use": True}):
         az.plot_trace(shown, backend="matplotlib")
         plt.gcf().savefig(out / "trace.png", dpi=150)

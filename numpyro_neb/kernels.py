@@ -193,6 +193,6 @@ def _record(energy, integrator, walked, rng_key, num_diverging):
         energy=walked.energy,
         step_size=jnp.asarray(integrator.step_size * energy.sigma),
         diverging=diverging,
-        num_diverging=num_diverging + diverging,
+        num_diverging=num_diverging + diverging.astype(num_diverging.dtype),
         rng_key=rng_key,
     )

@@ -219,6 +219,12 @@ def test_inside_jit():
     np.testing.assert_allclose(inside, last(jax.random.key(0)), rtol=1e-5)
 
 
+def test_promotes_nothing(strict):
+    kernel = neb.WalkJumpKernel(MIXTURE, num_steps=2)
+    state = kernel.sample(kernel.init(jax.random.split(jax.random.key(0)), 0, None))
+    assert state.num_diverging.tolist() == [0, 0]
+
+
 def test_leaks_no_tracer():
     kernel = neb.WalkJumpKernel(MIXTURE)
     with jax.checking_leaks():
