@@ -18,18 +18,20 @@ def to_arviz(
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
-    """The draws of an `MCMC(WalkJumpKernel(energy))` as ArviZ data.
+    """The draws of an `MCMC(WalkJumpKernel(...))` as ArviZ data.
 
-    Group `posterior` holds the walk `y` and the jumps `x`; `sample_stats` holds `lp` (-phi(y)),
-    `energy`, `step_size` in the data's units and `diverging`, and an `acceptance_rate` for
-    Metropolis integrators only; `constant_data` holds `sigma`. Any extra fields given to
-    `MCMC.run` are in `sample_stats` too.
+    Group `posterior` holds the walk `y` and the jumps `x`, or the sites and jumps of a model, with
+    its data in `observed_data`; `sample_stats` holds `lp` (-phi(y)), `energy`, `step_size` in the
+    data's units and `diverging`, and an `acceptance_rate` for Metropolis integrators only;
+    `constant_data` holds an energy's `sigma`. Any extra fields given to `MCMC.run` are in
+    `sample_stats` too.
 
     Args:
         mcmc: An MCMC object that has run.
         coords: Coordinates for the dimensions of an event, 0, 1, ... by default.
-        dims: Names of those dimensions for `y` and `x`; by default `row`, `column` for events of
-            rank 2, `channel`, `row`, `column` for rank 3, and `event_dim_0`, ... otherwise.
+        dims: Names of the dimensions of each variable; by default, for the `y` and `x` of an energy,
+            `row`, `column` for events of rank 2, `channel`, `row`, `column` for rank 3, and
+            `event_dim_0`, ... otherwise.
 
     Returns:
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.
@@ -60,17 +62,16 @@ def to_arviz(
     if mcmc.last_state is None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
     _warn_of_divergence(np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"]))
-    shape = kernel.energy.event_shape
-    names = _EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))])
-    named = {"y": list(names), "x": list(names)} | {k: list(v) for k, v in (dims or {}).items()}
-    sizes = {
-        name: np.arange(n) for k in ("y", "x") for name, n in zip(named[k], shape, strict=False)
-    }
+    sizes, named, constants = {}, dict(dims or {}), None
+    if kernel.energy is not None:
+        shape = kernel.energy.event_shape
+        names = _EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))])
+        named = {"y": list(names), "x": list(names)} | {k: list(v) for k, v in named.items()}
+        for name in ("y", "x"):
+            sizes |= {dim: np.arange(n) for dim, n in zip(named[name], shape, strict=False)}
+        constants = {"sigma": np.asarray(kernel.energy.sigma)}
     data = az.from_numpyro(
-        mcmc,
-        coords=sizes | dict(coords or {}),
-        dims=named,
-        constant_data={"sigma": np.asarray(kernel.energy.sigma)},
+        mcmc, coords=sizes | dict(coords or {}), dims=named, constant_data=constants
     )
     posterior: Any = data["posterior"]
     posterior.attrs |= _attributes(kernel)
@@ -80,14 +81,18 @@ def to_arviz(
 def _attributes(kernel):
     from numpyro_neb import __version__
 
-    settings = ", ".join(f"{name}={value}" for name, value in vars(kernel.integrator).items())
-    return {
+    settings = ", ".join(f"{name}={value!r}" for name, value in vars(kernel.integrator).items())
+    attributes = {
         "created_by": f"numpyro_neb {__version__}",
-        "energy": type(kernel.energy).__name__,
         "integrator": f"{type(kernel.integrator).__name__}({settings})",
         "steps_per_draw": kernel.num_steps,
-        "x": "the jump E[X given Y=y] from each y of the walk: narrower than the law of X",
+        "inverse_temperature": kernel.inverse_temperature,
     }
+    if kernel.energy is None:
+        jump = "<site>_jump is E[X given Y=y] of the SmoothedDensity <site>: narrower than X's law"
+        return attributes | {"jumps": jump}
+    jump = "the jump E[X given Y=y] from each y of the walk: narrower than the law of X"
+    return attributes | {"energy": type(kernel.energy).__name__, "x": jump}
 
 
 def _warn_of_divergence(diverging):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
 from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position, over_batch
-from numpyro_neb.integrators import BAOAB, walk
+from numpyro_neb.integrators import BAOAB, Target, walk
 from numpyro_neb.mixtures import MixtureEnergy
 
 
@@ -116,6 +116,6 @@ class SmoothedDensity(Distribution):
 
 def _walked(energy, key, num_steps):
     key_start, key_init, key_walk = jax.random.split(key, 3)
-    integrator, target = BAOAB(), jax.value_and_grad(energy)
+    integrator, target = BAOAB(), Target(energy, energy.sigma)
     state = integrator.init(target, initial_position(energy, key_start), key_init)
-    return walk(integrator, target, state, key_walk, energy.sigma, num_steps).position
+    return walk(integrator, target, state, key_walk, num_steps)[0].position

@@ -42,7 +42,9 @@ def test_groups(mcmc):
     attributes = data.posterior.attrs
     assert attributes["created_by"] == f"numpyro_neb {neb.__version__}"
     assert attributes["energy"] == "MixtureEnergy"
-    assert attributes["integrator"] == "BAOAB(step_size=1.0, friction=0.2)"
+    assert attributes["integrator"] == (
+        "BAOAB(step_size=1.0, friction=0.2, initial_velocity='gaussian')"
+    )
     assert attributes["steps_per_draw"] == 2
 
 

@@ -14,8 +14,12 @@ PACKAGE = Path(neb.__file__).parent
 ARROWS = {
     "energies": set(),
     "training": {"energies", "objectives"},
+    "convolutions": set(),
+    "integrators": {"energies", "convolutions"},
+    "adaptation": {"integrators"},
     "distributions": {"energies", "mixtures", "integrators"},
-    "kernels": {"energies", "integrators", "distributions"},
+    "densities": {"energies", "convolutions", "distributions"},
+    "kernels": {"energies", "integrators", "adaptation", "densities"},
     "empirical_bayes": {"energies", "mixtures", "distributions"},
     "diagnostics": {"kernels"},
     "plots": set(),
