@@ -1,6 +1,6 @@
 """Tuning a walk in warm-up: its step, its friction, and the scale of each coordinate."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -86,12 +86,12 @@ class Adaptation(eqx.Module):
         target_score = _SCORE_AT_BOUND if own is None else (target_accept_prob or own)
         flags = (num_warmup, target_score, adapt_step_size, adapt_mass_matrix)
         flat = jnp.ravel(position)
-        step_size = jnp.asarray(integrator.step_size, flat.dtype)
+        step_size: Any = jnp.asarray(integrator.step_size, flat.dtype)
         init, _ = _adapter(*flags)
         state = init((flat,), jax.random.key(0), step_size, mass_matrix_size=flat.size)
         # Nothing in it is random: the key would only be carried along.
         state = state._replace(rng_key=None)
-        spread = None if adapt_mass_matrix else _WELFORD[0](flat.size)
+        spread: Any = None if adapt_mass_matrix else _WELFORD[0](flat.size)
         return cls(jnp.zeros((), int), state, spread, *flags)
 
     @property
@@ -163,7 +163,8 @@ class Adaptation(eqx.Module):
     def _friction(self, integrator):
         if self.spread is None:
             return 0.5
-        widest = jnp.sqrt(jnp.max(_WELFORD[2](self.spread)[0]))
+        variances: Any = _WELFORD[2](self.spread)[0]
+        widest = jnp.sqrt(jnp.max(variances))
         known = (self.spread[-1] >= 10) & (widest > 0)
         return jnp.where(known, 0.5 / jnp.where(known, widest, 1), integrator.friction)
 

@@ -131,10 +131,10 @@ class ModelDensity:
     def potential(self, position: Float[Array, " d"]) -> Float[Array, ""]:
         """Minus the log joint density, with the transforms' log Jacobians."""
         values = self._unravel(position)
-        return potential_energy(self._model, self._args, self._kwargs, values)
+        return jnp.asarray(potential_energy(self._model, self._args, self._kwargs, values))
 
     def unit(self) -> Float[Array, " d"]:
-        """sigma on the coordinates of a `SmoothedDensity`, one on others."""
+        """The sigma of the coordinates of a `SmoothedDensity`, one for others."""
         sites = self._trace(substitute_fn=self._init_strategy)
         units = {}
         for site in self._sites:
@@ -147,7 +147,7 @@ class ModelDensity:
         """The unit of the step that is reported: the first `SmoothedDensity`'s sigma, or one."""
         names = [site.name for site in self._sites if site.smoothed]
         values = self._unravel(unit)
-        return values[names[0]].ravel()[0] if names else jnp.ones((), unit.dtype)
+        return jnp.ravel(values[names[0]])[0] if names else jnp.ones((), unit.dtype)
 
     def record(
         self, position: Float[Array, " d"], gradient: Float[Array, " d"]

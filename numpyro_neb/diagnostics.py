@@ -29,9 +29,9 @@ def to_arviz(
     Args:
         mcmc: An MCMC object that has run.
         coords: Coordinates for the dimensions of an event, 0, 1, ... by default.
-        dims: Names of the dimensions of each variable; by default, for the `y` and `x` of an energy,
-            `row`, `column` for events of rank 2, `channel`, `row`, `column` for rank 3, and
-            `event_dim_0`, ... otherwise.
+        dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
+            `row`, `column` by default for events of rank 2, `channel`, `row`, `column` for rank 3,
+            and `event_dim_0`, ... otherwise.
 
     Returns:
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.

@@ -318,7 +318,8 @@ class ABOBA(AbstractIntegrator):
         """From the middle of a step to that of the next, one gradient."""
         h = self.step_size
         half_kick = h / 2 * target.force(state.gradient)
-        v_after = _ornstein_uhlenbeck(self, target, state.velocity - half_kick, key)
+        v_start = jnp.asarray(state.velocity)
+        v_after = _ornstein_uhlenbeck(self, target, v_start - half_kick, key)
         v = v_after - half_kick
         y = state.position + h * target.unit * v
         potential, gradient = target(y)
@@ -328,8 +329,9 @@ class ABOBA(AbstractIntegrator):
 
     def observe(self, target, state):
         """The end of the step that led here: half a step back, one gradient."""
-        y = state.position - self.step_size / 2 * target.unit * state.velocity
-        return WalkState(y, state.velocity, *target(y))
+        v = jnp.asarray(state.velocity)
+        y = state.position - self.step_size / 2 * target.unit * v
+        return WalkState(y, v, *target(y))
 
 
 class GHMC(AbstractIntegrator):
@@ -377,8 +379,9 @@ class GHMC(AbstractIntegrator):
         """One step, one gradient."""
         h = self.step_size
         key, key_accept = jax.random.split(key)
-        state = state._replace(velocity=_ornstein_uhlenbeck(self, target, state.velocity, key))
-        v = state.velocity - h / 2 * target.force(state.gradient)
+        v = _ornstein_uhlenbeck(self, target, jnp.asarray(state.velocity), key)
+        state = state._replace(velocity=v)
+        v = v - h / 2 * target.force(state.gradient)
         y = state.position + h * target.unit * v
         potential, gradient = target(y)
         proposal = WalkState(y, v - h / 2 * target.force(gradient), potential, gradient)

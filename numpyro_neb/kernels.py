@@ -204,7 +204,7 @@ class WalkJumpKernel(MCMCKernel):
             return walker.sample(state)
         return jax.vmap(walker.sample)(state)
 
-    def refresh(
+    def refresh(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: WalkJumpState, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> WalkJumpState:
         """The state with all that the model's arguments determine computed anew, for `Gibbs`."""
@@ -237,7 +237,7 @@ class WalkJumpKernel(MCMCKernel):
         if self.model is not None:
             strategy = self.init_strategy
             density = ModelDensity(self.model, model_args, model_kwargs, strategy)
-        elif model_args or model_kwargs:
+        elif self.energy is None or model_args or model_kwargs:
             raise TypeError("WalkJumpKernel(energy) walks on the energy: run takes no model args")
         else:
             frozen = None if self.frozen is None else jnp.asarray(self.frozen)
@@ -280,11 +280,11 @@ class WalkJumpKernel(MCMCKernel):
             return
         if self.energy is None:
             raise ValueError("frozen must be None with a model: condition the model instead")
-        shape, dtype = np.shape(self.frozen), np.asarray(self.frozen).dtype
-        if shape != self.energy.event_shape or dtype != bool:
+        mask = np.asarray(self.frozen)
+        if mask.shape != self.energy.event_shape or not np.issubdtype(mask.dtype, np.bool_):
             raise ValueError(
                 f"frozen must be a boolean array of the event shape {self.energy.event_shape},"
-                f" got {dtype} of shape {shape}"
+                f" got {mask.dtype} of shape {mask.shape}"
             )
 
 
@@ -308,56 +308,50 @@ class _Walker(eqx.Module):
         integrator, target = self._tuned(unit, adaptation, position)
         walked = integrator.init(target, position, key)
         score = jnp.zeros_like(walked.potential)
-        state = self._state(integrator, target, walked, unit, score)
-        return state._replace(adaptation=adaptation, rng_key=rng_key)
+        state = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        return state._replace(num_diverging=state.diverging.astype(int))
 
     def sample(self, state):
         """The state after `num_steps` steps."""
         rng_key, key = jax.random.split(state.rng_key)
-        walked, adaptation = state.walk, state.adaptation
-        integrator, target = self._tuned(state.unit, adaptation, walked.position)
+        walked, unit, adaptation = state.walk, state.unit, state.adaptation
+        integrator, target = self._tuned(unit, adaptation, walked.position)
         if adaptation is not None:
             walked = adaptation.refreshed(target, walked, jax.random.fold_in(key, 1))
         walked, score = walk(integrator, target, walked, key, self.num_steps)
         if adaptation is not None:
-            in_units = walked.position / jnp.where(state.unit > 0, state.unit, 1)
-            adaptation = adaptation.update(score, in_units)
-        after = self._state(integrator, target, walked, state.unit, score)
-        return after._replace(
-            num_diverging=state.num_diverging + after.num_diverging,
-            adaptation=adaptation,
-            rng_key=rng_key,
-        )
+            adaptation = adaptation.update(score, walked.position / jnp.where(unit > 0, unit, 1))
+        after = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        diverged = after.diverging.astype(state.num_diverging.dtype)
+        return after._replace(num_diverging=state.num_diverging + diverged)
 
     def refresh(self, state):
         """The same position under other arguments of the model."""
-        integrator, target = self._tuned(state.unit, state.adaptation, state.walk.position)
+        unit, adaptation = state.unit, state.adaptation
+        integrator, target = self._tuned(unit, adaptation, state.walk.position)
         potential, gradient = target(state.walk.position)
         walked = state.walk._replace(potential=potential, gradient=gradient)
-        after = self._state(integrator, target, walked, state.unit, state.acceptance_rate)
-        return after._replace(
-            num_diverging=state.num_diverging, adaptation=state.adaptation, rng_key=state.rng_key
-        )
+        score, rng_key = state.acceptance_rate, state.rng_key
+        after = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        return after._replace(num_diverging=state.num_diverging)
 
-    def _state(self, integrator, target, walked, unit, score):
-        """The state of a walk, with its count, adaptation and key left to the caller."""
+    def _state(self, integrator, target, walked, unit, score, adaptation, rng_key):
+        """The state of a walk; its count of divergences is the caller's."""
         seen = integrator.observe(target, walked)
-        draw = self.density.record(seen.position, seen.gradient / self.inverse_temperature)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (seen.energy, *draw.values())]
-        diverging = ~jnp.all(jnp.stack(finite))
-        reference = self.density.reference(unit)
+        # Zero times what is finite is zero: one pass over the arrays finds all that is not.
+        finite = jnp.isfinite(seen.energy + jnp.sum(0 * (seen.position + seen.gradient)))
         return WalkJumpState(
-            draw=draw,
+            draw=self.density.record(seen.position, seen.gradient / self.inverse_temperature),
             walk=walked,
             unit=unit,
             lp=-seen.potential,
             energy=seen.energy,
             acceptance_rate=None if integrator.target_accept_prob is None else score,
-            step_size=jnp.asarray(integrator.step_size * reference),
-            diverging=diverging,
-            num_diverging=diverging.astype(int),
-            adaptation=None,
-            rng_key=None,
+            step_size=jnp.asarray(integrator.step_size * self.density.reference(unit)),
+            diverging=~finite,
+            num_diverging=jnp.zeros((), int),
+            adaptation=adaptation,
+            rng_key=rng_key,
         )
 
     def _adaptation(self, position):

@@ -147,8 +147,8 @@ def test_an_unadjusted_walk_on_a_model_of_unknown_scales_stays_below_max_bias():
 
     def model(data):
         scale = numpyro.sample("scale", dist.HalfNormal(2.0))
-        numpyro.sample("data", dist.Normal(numpyro.sample("mean", dist.Normal(0, 10)), scale).expand(
-            [50]).to_event(1), obs=data)  # fmt: skip
+        mean = numpyro.sample("mean", dist.Normal(0, 10))
+        numpyro.sample("data", dist.Normal(mean, scale).expand([50]).to_event(1), obs=data)
 
     data = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, size=50), float)
     draws = run(neb.WalkJumpKernel(model=model, num_steps=5), data, num_samples=20_000)

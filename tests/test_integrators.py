@@ -5,7 +5,6 @@ import pytest
 import targets
 from scipy import stats
 
-import numpyro_neb as neb
 from numpyro_neb.integrators import (
     ABOBA,
     BAOAB,
@@ -189,7 +188,7 @@ def test_mala_ratio_is_the_textbook_one():
 
 
 def test_energy_error_makes_an_unadjusted_step_exact():
-    """A Metropolis test on the energy error of BAOAB takes its bias away: so it is the right one."""
+    """A Metropolis test on the energy error of BAOAB takes its bias away: it is the right one."""
     law, integrator = Quartic(), BAOAB(1.3)
     target = Target(law)
 

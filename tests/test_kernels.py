@@ -1,5 +1,7 @@
 import dataclasses
 import pickle
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -10,7 +12,7 @@ import targets
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
-from numpyro_neb.integrators import BAOAB, ULA
+from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
 
 MIXTURE = targets.skewed_mixture()
 
@@ -23,10 +25,17 @@ def run(kernel, key=0, **kwargs):
     return mcmc
 
 
-INTEGRATORS = [BAOAB(), BAOAB(step_size=0.3, friction=2.0), ULA(step_size=0.1)]
+INTEGRATORS = [
+    BAOAB(),
+    BAOAB(step_size=0.3, friction=2.0),
+    ULA(step_size=0.1),
+    MALA(),
+    ABOBA(),
+    GHMC(),
+]
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS, ids=["BAOAB", "small steps", "ULA"])
+@pytest.mark.parametrize("integrator", INTEGRATORS, ids=lambda i: type(i).__name__)
 def test_the_walk_has_the_law_and_the_jump_is_the_posterior_mean(integrator):
     kernel = neb.WalkJumpKernel(MIXTURE, integrator=integrator, num_steps=50)
     draws = targets.independent_draws(kernel, num_chains=4096, num_draws=20)
@@ -153,6 +162,135 @@ def test_fields():
     assert "acceptance_rate" not in neb.WalkJumpKernel(MIXTURE).default_fields
 
 
+def test_metropolis_integrators_report_their_acceptance():
+    kernel = neb.WalkJumpKernel(MIXTURE, integrator=GHMC(step_size=1.5), num_steps=3)
+    mcmc = run(kernel, num_chains=2, chain_method="vectorized")
+    rate = mcmc.get_extra_fields(group_by_chain=True)["acceptance_rate"]
+    assert rate.shape == (2, 20)
+    assert 0.2 < rate.mean() < 1
+    assert rate.std() > 0
+    single = run(kernel)
+    text = kernel.get_diagnostics_str(single.last_state)
+    assert text == f"step size 1.05e+00, acc. prob={float(single.last_state.acceptance_rate):.2f}"
+
+
+def test_metropolis_integrators_stay_in_the_finite_numbers():
+    for integrator in (MALA(step_size=50.0), GHMC(step_size=50.0)):
+        mcmc = run(neb.WalkJumpKernel(MIXTURE, integrator=integrator, num_steps=20))
+        assert not mcmc.get_extra_fields()["diverging"].any()
+        assert np.isfinite(mcmc.get_samples()["y"]).all()
+
+
+@pytest.mark.parametrize("integrator", [BAOAB(), MALA()], ids=lambda i: type(i).__name__)
+def test_inverse_temperature(integrator):
+    """The law of the walk is N(m, v / beta); the jump is that of phi."""
+    s, sigma, beta = np.array([0.5, 1.0]), 0.7, 2.5
+    energy = targets.gaussian(s, sigma, locs=[3.0, -1.0])
+    kernel = neb.WalkJumpKernel(
+        energy, integrator=integrator, num_steps=50, inverse_temperature=beta
+    )
+    draws = targets.independent_draws(kernel, num_chains=4096, num_draws=6)
+    y, variance = draws["y"].astype(float), (s**2 + sigma**2) / beta
+    targets.within(y.mean(0), [3.0, -1.0], np.sqrt(variance / len(y)))
+    targets.within(y.var(0), variance, variance * np.sqrt(2 / len(y)))
+    np.testing.assert_allclose(draws["x"], jax.vmap(energy.denoise)(draws["y"]), atol=1e-4)
+
+
+@pytest.mark.parametrize("integrator", [BAOAB(), GHMC(), MALA()], ids=lambda i: type(i).__name__)
+def test_frozen_coordinates(integrator):
+    """In-painting: the rest has its law given the frozen part, known for a Gaussian."""
+    root = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.5, 0.4, 0.7]])
+    covariance = root @ root.T + 0.5**2 * np.eye(3)
+    energy = neb.MixtureEnergy(np.zeros((1, 3)), 0.5, covariances=(root @ root.T)[None])
+    frozen, given = np.array([False, True, False]), 1.3
+    kernel = neb.WalkJumpKernel(energy, integrator=integrator, num_steps=50, frozen=frozen)
+    start = jnp.where(frozen, given, jax.random.normal(jax.random.key(1), (4096, 3)))
+    mcmc = run(kernel, num_warmup=9, num_samples=1, num_chains=4096,
+               chain_method="vectorized", init_params=start)  # fmt: skip
+    y = np.asarray(mcmc.get_samples()["y"], float)
+    assert (y[:, 1] == np.float32(given)).all()
+    gain = covariance[[0, 2], 1] / covariance[1, 1]
+    rest = covariance[np.ix_([0, 2], [0, 2])] - np.outer(gain, covariance[1, [0, 2]])
+    targets.within(y[:, [0, 2]].mean(0), gain * given, np.sqrt(np.diag(rest) / len(y)))
+    products = np.einsum("ni,nj->nij", *(y[:, [0, 2]] - gain * given,) * 2)
+    targets.within(products.mean(0), rest, products.std(0) / np.sqrt(len(y)))
+    # The jump of the frozen part is E[X given all of y], as everywhere.
+    np.testing.assert_allclose(
+        mcmc.get_samples()["x"], jax.vmap(energy.denoise)(y.astype(np.float32)), atol=1e-4
+    )
+    # A frozen coordinate has no velocity, and so no share in the energy.
+    if mcmc.last_state.walk.velocity is not None:
+        assert not mcmc.last_state.walk.velocity[:, 1].any()
+
+
+def test_score_clipping_tames_a_wild_walk(digits_energy):
+    wild = neb.WalkJumpKernel(
+        digits_energy, integrator=BAOAB(step_size=1.9), num_steps=20, max_score=1.0
+    )
+    settings = {"num_samples": 100, "num_chains": 4, "chain_method": "vectorized"}
+    assert not run(wild, **settings).get_extra_fields()["diverging"].any()
+
+
+def test_jumps_alone_are_kept():
+    mcmc = run(neb.WalkJumpKernel(MIXTURE), extra_fields=("~draw.y",))
+    assert set(mcmc.get_samples()) == {"x"}
+    np.testing.assert_array_equal(
+        mcmc.get_samples()["x"], run(neb.WalkJumpKernel(MIXTURE)).get_samples()["x"]
+    )
+
+
+def test_chains_sharded_over_devices_give_the_same_draws():
+    mesh = jax.sharding.Mesh(jax.devices(), ("chains",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("chains"))
+    keys = jax.random.split(jax.random.key(0), 8)
+    draws = []
+    for given in (keys, jax.device_put(keys, sharding)):
+        mcmc = MCMC(neb.WalkJumpKernel(MIXTURE, num_steps=3), num_warmup=2, num_samples=5,
+                    num_chains=8, chain_method="vectorized", progress_bar=False)  # fmt: skip
+        mcmc.run(given)
+        draws.append(mcmc.get_samples(group_by_chain=True)["x"])
+    assert len(mcmc.last_state.draw["y"].sharding.device_set) == 4
+    np.testing.assert_allclose(*draws, rtol=1e-5, atol=1e-5)
+
+
+MANY_STEPS = """
+import resource, sys, jax, jax.numpy as jnp, numpyro_neb as neb
+from numpyro.infer import MCMC
+energy = neb.NetworkEnergy(lambda y: jnp.sum(y**2) / 2, 1.0, (64,))
+mcmc = MCMC(neb.WalkJumpKernel(energy, num_steps=int(sys.argv[1])), num_warmup=0,
+            num_samples=1000, progress_bar=False)
+mcmc.run(jax.random.key(0))
+assert mcmc.get_samples()["y"].shape == (1000, 64)
+variance = float(mcmc.get_samples()["y"][10:].var())
+print(variance, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_steps_take_no_more_memory_than_ten_thousand():
+    """10^6 steps in 64 dimensions, 10^3 of them recorded: stored, they would be 256 MB."""
+    peaks = []
+    for num_steps in (10, 1000):
+        command = [sys.executable, "-c", MANY_STEPS, str(num_steps)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        variance, peak = map(float, result.stdout.split())
+        peaks.append(peak / 1024)
+    # Of 990 nearly independent draws of 64 unit Gaussians.
+    targets.within(variance, 1.0, np.sqrt(2 / (990 * 64)))
+    assert peaks[1] - peaks[0] < 64, peaks
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS, ids=lambda i: type(i).__name__)
+def test_every_integrator_goes_on_bit_for_bit(integrator):
+    kernel = neb.WalkJumpKernel(MIXTURE, integrator=integrator, num_steps=2)
+    whole = run(kernel, num_samples=6).get_samples()["y"]
+    mcmc = run(kernel, num_samples=3)
+    first = mcmc.get_samples()["y"]
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(mcmc.post_warmup_state.rng_key)
+    np.testing.assert_array_equal(np.concatenate([first, mcmc.get_samples()["y"]]), whole)
+
+
 class Counted(neb.AbstractEnergy):
     """A Gaussian's energy that counts how often it is computed."""
 
@@ -190,9 +328,11 @@ def test_init_compiles_once():
 
     energy = Traced(jnp.array(0.5), jnp.array(0.0), jnp.array(1.0), [])
     kernel = neb.WalkJumpKernel(energy)
-    for key in range(3):
+    kernel.init(jax.random.key(0), 0, None)
+    first = len(traces)
+    for key in range(1, 4):
         kernel.init(jax.random.key(key), 0, None)
-    assert len(traces) == 1
+    assert len(traces) == first > 0
 
 
 def test_a_second_run_with_the_bar_compiles_nothing(monkeypatch, capfd):
@@ -293,6 +433,40 @@ def test_float64(x64):
     [
         (lambda: neb.WalkJumpKernel(MIXTURE, num_steps=0), ValueError, "num_steps must be .*got 0"),
         (lambda: neb.WalkJumpKernel(MIXTURE, num_steps=1.5), ValueError, "num_steps .* got 1.5"),
+        *(
+            (
+                lambda name=name, value=value: neb.WalkJumpKernel(MIXTURE, **{name: value}),
+                ValueError,
+                f"{name} must be .*got {value}",
+            )
+            for name, value in (
+                ("inverse_temperature", 0.0),
+                ("inverse_temperature", float("nan")),
+                ("max_score", -1.0),
+                ("max_bias", 1.5),
+                ("target_accept_prob", 1.0),
+            )
+        ),
+        (
+            lambda: neb.WalkJumpKernel(MIXTURE, target_accept_prob=0.8),
+            ValueError,
+            "target_accept_prob must be None for an integrator without a Metropolis test",
+        ),
+        (
+            lambda: neb.WalkJumpKernel(MIXTURE, frozen=np.array([0, 1])),
+            ValueError,
+            r"frozen must be a boolean array of the event shape \(2,\), got int64 of shape",
+        ),
+        (
+            lambda: neb.WalkJumpKernel(MIXTURE, frozen=np.ones(3, bool)),
+            ValueError,
+            r"frozen must be .* got bool of shape \(3,\)",
+        ),
+        (
+            lambda: run(neb.WalkJumpKernel(MIXTURE, frozen=np.array([True, False]))),
+            ValueError,
+            "init_params must be given where coordinates are frozen",
+        ),
         (
             lambda: neb.WalkJumpKernel(MIXTURE, integrator="BAOAB"),
             TypeError,
