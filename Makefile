@@ -33,9 +33,11 @@ fast: $(VENV)/test
 slow: $(VENV)/test
 	$(RUN) -m pytest -m slow
 
-benchmarks: $(VENV)/test
+# PyTorch and BlackJAX, the peers, come with the extra bench.
+benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.training
 	$(RUN) -m benchmarks.energies
+	$(RUN) -m benchmarks.walk
 
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
