@@ -12,6 +12,7 @@ from numpyro_neb.geometry import critical_sigma, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.objectives import denoising_loss
+from numpyro_neb.priors import learned_prior
 from numpyro_neb.serialization import load, save
 from numpyro_neb.training import FitResult, fit
 
@@ -34,6 +35,7 @@ __all__ = [
     "energies",
     "fit",
     "integrators",
+    "learned_prior",
     "load",
     "networks",
     "plots",

@@ -24,7 +24,7 @@ from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
 from numpyro_neb.distributions import SmoothedDensity
-from numpyro_neb.energies import AbstractEnergy, initial_position, over_batch
+from numpyro_neb.energies import AbstractEnergy, initial_position
 
 
 class EnergyDensity(eqx.Module):
@@ -139,8 +139,8 @@ class ModelDensity:
         units = {}
         for site in self._sites:
             density = _smoothed(sites[site.name]["fn"])
-            sigma = 1.0 if density is None else density.energy.sigma
-            units[site.name] = jnp.broadcast_to(jnp.asarray(sigma, float), site.shape)
+            one = jnp.ones(site.shape)
+            units[site.name] = one if density is None else density.sigma * one
         return ravel_pytree(units)[0]
 
     def reference(self, unit: Float[Array, " d"]) -> Float[Array, ""]:
@@ -166,9 +166,7 @@ class ModelDensity:
         for site in self._sites:
             density = _smoothed(sites[site.name]["fn"])
             if density is not None:
-                energy = density.energy
-                jump = over_batch(energy.denoise, draw[site.name], energy.event_shape)
-                draw[f"{site.name}_jump"] = jump
+                draw[f"{site.name}_jump"] = density.denoise(draw[site.name])
         return draw | {k: v["value"] for k, v in sites.items() if v["type"] == "deterministic"}
 
     def start(self, rng_key: Array) -> Float[Array, "..."]:

@@ -1,14 +1,18 @@
 """An energy as a NumPyro distribution."""
 
+from functools import partial
 from math import prod
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import Distribution, ExpandedDistribution, constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position, over_batch
 from numpyro_neb.integrators import BAOAB, Target, walk
@@ -26,17 +30,20 @@ class SmoothedDensity(Distribution):
     (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)): approximate, and only as good as
     that walk is long. `MCMC(WalkJumpKernel(energy))` shows with R-hat and ESS whether it is.
 
-    It is a distribution of the noisy Y, not of X.
+    It is a distribution of the noisy Y, not of X: `learned_prior` is the one for X.
+
+    Energies stacked along leading dimensions of their arrays make a batch: the distribution that
+    `jax.vmap` or NumPyro's `scan` makes of several has the batch shape of their `sigma`.
 
     Args:
-        energy: The energy phi.
+        energy: The energy phi, or several of one structure, stacked.
         num_steps: The length of the walk behind a draw from a learned energy.
         validate_args: Whether NumPyro checks the values given to `log_prob`.
 
     Raises:
         TypeError: If `energy` is no `AbstractEnergy`; the message says how to wrap it.
-        ValueError: If num_steps is not a positive int, or a value given to `log_prob` does not end
-            in the event shape.
+        ValueError: If num_steps is not a positive int, a value given to `log_prob` does not end in
+            the event shape or, where arguments are validated, is not finite.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro_neb as neb
@@ -65,12 +72,31 @@ class SmoothedDensity(Distribution):
         # A module held as one attribute is lost when NumPyro flattens the distribution.
         self._arrays, self._static = eqx.partition(energy, eqx.is_array)
         self.num_steps = num_steps
-        super().__init__((), energy.event_shape, validate_args=validate_args)
+        super().__init__(jnp.shape(energy.sigma), energy.event_shape, validate_args=validate_args)
 
     @property
     def energy(self) -> AbstractEnergy:
-        """The energy phi."""
+        """The energy phi; stacked ones have `batch_shape` in front of their arrays."""
         return eqx.combine(self._arrays, self._static)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of sigma: () for one energy, (k,) for k energies stacked by `vmap`."""
+        return jnp.shape(self._arrays.sigma)
+
+    @classmethod
+    def infer_shapes(cls, energy: AbstractEnergy) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The batch shape and the event shape of `SmoothedDensity(energy)`.
+
+        Args:
+            energy: The energy, or its shapes as `equinox.filter_eval_shape` gives them.
+        """
+        return energy.sigma.shape, energy.event_shape
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+        """Independent draws of Y over `batch_shape`, as in a plate."""
+        batch_shape = tuple(batch_shape)
+        return self if batch_shape == self.batch_shape else _Expanded(self, batch_shape)
 
     @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
     def support(self):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -83,35 +109,93 @@ class SmoothedDensity(Distribution):
         return False
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Draws of Y, of shape (*sample_shape, *event_shape): see the class for how exact."""
+        """Draws of Y, of shape (*sample_shape, *batch_shape, *event_shape): see the class."""
         if key is None:
             raise TypeError("key must be a JAX random key, got None")
-        energy = self.energy
-        if isinstance(energy, MixtureEnergy):
-            return energy.sample(key, sample_shape)
-        keys = jax.random.split(key, prod(sample_shape))
-        y = jax.vmap(lambda key: _walked(energy, key, self.num_steps))(keys)
-        return y.reshape(*sample_shape, *self.event_shape)
+        draw = partial(_draw, shape=sample_shape, num_steps=self.num_steps)
+        stack = self.batch_shape
+        if not stack:
+            return draw(self.energy, key)
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(stack) :]), self._arrays)
+        each = lambda arrays, key: draw(eqx.combine(arrays, self._static), key)  # noqa: E731
+        draws = jax.vmap(each)(flat, jax.random.split(key, prod(stack)))
+        draws = jnp.moveaxis(draws, 0, len(sample_shape))
+        return draws.reshape(*sample_shape, *stack, *self.event_shape)
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:
         """-phi(value), over any leading dimensions of `value`."""
         del intermediates
         value = jnp.asarray(value)
-        log_prob = -over_batch(self.energy, value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
-        return log_prob
+        return -over_batch(lambda energy, y: energy(y), self.energy, value)
 
     @property
-    def mean(self) -> Float[Array, "*event"]:
+    def sigma(self) -> Float[Array, "..."]:
+        """The noise's standard deviation, shaped to broadcast with a draw."""
+        return jnp.reshape(self._arrays.sigma, (*self.batch_shape, *(1,) * self.event_dim))
+
+    def denoise(self, value: ArrayLike) -> Float[Array, "..."]:
+        """The jump y - sigma^2 grad phi(y), over any leading dimensions of `value`."""
+        return over_batch(lambda energy, y: energy.denoise(y), self.energy, jnp.asarray(value))
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
         """E[Y] = E[X] as recorded in the energy's `loc`."""
-        return jnp.broadcast_to(self.energy.loc, self.event_shape)
+        zero = jnp.zeros(self.event_shape)
+        return over_batch(lambda energy, y: y + energy.loc, self.energy, zero)
 
     @property
-    def variance(self) -> Float[Array, "*event"]:
+    def variance(self) -> Float[Array, "..."]:
         """Var[Y] = Var[X] + sigma^2, with Var[X] as recorded in the energy's `scale`."""
-        energy = self.energy
-        return jnp.broadcast_to(energy.scale**2 + energy.sigma**2, self.event_shape)
+        zero = jnp.zeros(self.event_shape)
+        return over_batch(lambda e, y: y + e.scale**2 + e.sigma**2, self.energy, zero)
+
+    def _validate_sample(self, value: ArrayLike) -> Any:
+        """Raises a ValueError where a value that is known now is not finite."""
+        if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
+            raise ValueError("value must be finite, got NaN or infinity")
+
+
+class _Expanded(ExpandedDistribution):
+    """A `SmoothedDensity` over more batch dimensions, that knows its energies' own.
+
+    NumPyro's `scan` stacks a distribution's arrays and asks `promote_batch_shape` for the new batch
+    shape; a `SmoothedDensity` tells its own from its arrays, so that here only the count at the
+    time of expansion says which of them are new.
+    """
+
+    pytree_aux_fields = ("_base_ndim",)
+
+    def __init__(self, base_dist: Distribution, batch_shape: tuple[int, ...]):
+        super().__init__(base_dist, batch_shape)
+        self._base_ndim = len(self.base_dist.batch_shape)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+        batch_shape = tuple(batch_shape)
+        return self if batch_shape == self.batch_shape else _Expanded(self, batch_shape)
+
+
+@promote_batch_shape.register
+def _(density: SmoothedDensity) -> SmoothedDensity:
+    return density
+
+
+@promote_batch_shape.register
+def _(density: _Expanded) -> Distribution:
+    base, ndim = density.base_dist, density._base_ndim
+    num_new = len(base.batch_shape) - ndim
+    between = tuple(range(num_new, num_new + len(density.batch_shape) - ndim))
+    base = jax.tree.map(partial(jnp.expand_dims, axis=between), base)
+    return _Expanded(base, (*base.batch_shape[:num_new], *density.batch_shape))
+
+
+def _draw(energy, key, shape, num_steps):
+    if isinstance(energy, MixtureEnergy):
+        return energy.sample(key, shape)
+    keys = jax.random.split(key, prod(shape))
+    y = jax.vmap(lambda key: _walked(energy, key, num_steps))(keys)
+    return y.reshape(*shape, *energy.event_shape)
 
 
 def _walked(energy, key, num_steps):

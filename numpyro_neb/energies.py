@@ -257,24 +257,37 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
 
 
 def over_batch(
-    fn: Callable, y: Float[Array, "..."], event_shape: tuple[int, ...]
-) -> Float[Array, "..."]:
-    """Applies `fn`, written for one y of shape `event_shape`, over y's leading dimensions.
+    fn: Callable, energy: AbstractEnergy, *values: Float[Array, "..."]
+) -> PyTree[Float[Array, "..."]]:
+    """Applies `fn(energy, *events)`, written for one energy and one event, over any batch.
 
     Args:
-        fn: A function of one array of shape `event_shape`.
-        y: An array of shape (*batch, *event_shape), batch of any rank.
-        event_shape: The shape of one y.
+        fn: A function of an energy and of arrays of shape `event_shape`.
+        energy: One energy, or several stacked along leading dimensions of their arrays, which are
+            the shape of `sigma`.
+        values: Arrays of shape (*batch, *event_shape), whose batches broadcast with one another and
+            with the energies' leading dimensions.
 
     Returns:
-        fn's outputs with the leading dimensions of `y`.
+        fn's outputs, with the broadcast batch in front.
 
     Raises:
-        ValueError: If y's trailing dimensions are not `event_shape`.
+        ValueError: If a value's trailing dimensions are not `event_shape`.
     """
-    batch_shape = batch_shape_of(y, event_shape)
-    out = jax.vmap(fn)(jnp.reshape(y, (-1, *event_shape)) if batch_shape else y[None])
-    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (*batch_shape, *leaf.shape[1:])), out)
+    stack = jnp.shape(energy.sigma)
+    batch = jnp.broadcast_shapes(stack, *(batch_shape_of(v, energy.event_shape) for v in values))
+    events = [jnp.broadcast_to(v, (*batch, *energy.event_shape)) for v in values]
+    # The draws' own dimensions are one; each of the energies' keeps its place behind it.
+    own = batch[: len(batch) - len(stack)]
+    events = [e.reshape(-1, *e.shape[len(own) :]) for e in events]
+    arrays, static = eqx.partition(energy, eqx.is_array)
+    kept = tuple(n for n in stack if n != 1)
+    arrays = jax.tree.map(lambda a: a.reshape(*kept, *a.shape[len(stack) :]), arrays)
+    mapped = lambda arrays, *events: fn(eqx.combine(arrays, static), *events)  # noqa: E731
+    for size in reversed(stack):
+        mapped = jax.vmap(mapped, (None if size == 1 else 0, *[0] * len(events)))
+    out = jax.vmap(mapped, (None, *[0] * len(events)))(arrays, *events)
+    return jax.tree.map(lambda leaf: leaf.reshape(*own, *leaf.shape[1:]), out)
 
 
 def batch_shape_of(y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
