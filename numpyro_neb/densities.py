@@ -23,6 +23,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
+from numpyro_neb.convolutions import as_matrix_products
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.energies import AbstractEnergy, initial_position
 
@@ -49,9 +50,8 @@ class EnergyDensity(eqx.Module):
         return sigma if self.frozen is None else jnp.where(self.frozen, 0, sigma)
 
     def reference(self, unit: Float[Array, "..."]) -> Float[Array, ""]:
-        """The unit of the step that is reported: sigma."""
-        del unit
-        return self.energy.sigma
+        """The unit of the step that is reported: that of the coordinates that move."""
+        return jnp.max(unit)
 
     def record(
         self, y: Float[Array, "*event"], gradient: Float[Array, "*event"]
@@ -101,7 +101,7 @@ class ModelDensity:
         model_args: Its positional arguments.
         model_kwargs: Its keyword arguments.
         init_strategy: One of NumPyro's, for the sites that are no `SmoothedDensity`; those start
-            from N(loc, scale^2 + sigma^2).
+            from N(loc, scale^2 + sigma^2), or where `init_to_value` says.
 
     Raises:
         ValueError: If the model has no latent site, or a discrete one.
@@ -166,7 +166,11 @@ class ModelDensity:
         for site in self._sites:
             density = _smoothed(sites[site.name]["fn"])
             if density is not None:
-                draw[f"{site.name}_jump"] = density.denoise(draw[site.name])
+                jump = density.denoise
+                # Inside NumPyro's loop, where XLA:CPU is slow on convolutions: see `Target`.
+                if jax.default_backend() == "cpu":
+                    jump = as_matrix_products(jump)
+                draw[f"{site.name}_jump"] = jump(draw[site.name])
         return draw | {k: v["value"] for k, v in sites.items() if v["type"] == "deterministic"}
 
     def start(self, rng_key: Array) -> Float[Array, "..."]:
@@ -192,8 +196,11 @@ class ModelDensity:
             ValueError: If a site is missing, has another shape or is not finite.
         """
         names = [site.name for site in self._sites]
-        if not isinstance(init_params, dict) or not set(names) <= set(init_params):
-            raise ValueError(f"init_params must be a dict with a value of each of {names}")
+        if not isinstance(init_params, dict) or set(names) != set(init_params):
+            got = sorted(init_params) if isinstance(init_params, dict) else type(init_params)
+            raise ValueError(
+                f"init_params must be a dict with a value of each of {names}, got {got}"
+            )
         values = {name: jnp.asarray(init_params[name], float) for name in names}
         if GIBBS_SITES_KWARG in self._kwargs:
             sites = self._trace(substitute_fn=lambda site: values.get(site["name"]))
@@ -217,10 +224,11 @@ class ModelDensity:
         return trace(substitute(self._model, **kwargs)).get_trace(*self._args, **self._kwargs)
 
     def _latent_sites(self):
-        sites = []
+        sites, names = [], set()
 
         def look():
             for name, site in self._trace(substitute_fn=self._init_strategy).items():
+                names.add(name)
                 if site["type"] != "sample" or site["is_observed"]:
                     continue
                 if site["fn"].support.is_discrete:
@@ -233,6 +241,8 @@ class ModelDensity:
 
         # Shapes alone: nothing of the model is computed.
         jax.eval_shape(look)
+        for name in {f"{site.name}_jump" for site in sites if site.smoothed} & names:
+            raise ValueError(f"model must have no site {name!r}: that is the jump's name")
         if not sites:
             raise ValueError("model must have a latent sample site, got none")
         return tuple(sorted(sites))
@@ -252,7 +262,8 @@ def _start_of_site(site=None, strategy=init_to_uniform):
     if site["type"] != "sample" or site["is_observed"]:
         return strategy(site)
     density = _smoothed(site["fn"])
-    if density is None:
+    given = isinstance(strategy, partial) and site["name"] in strategy.keywords.get("values", {})
+    if density is None or given:
         return strategy(site)
     kwargs = site["kwargs"]
     shape = kwargs.get("sample_shape", ()) + site["fn"].shape()

@@ -8,6 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from numpyro_neb.energies import AbstractEnergy, batch_shape_of, check_energy
+from numpyro_neb.normalizer import log_normalizer as log_normalizer
 
 
 def posterior_mean(

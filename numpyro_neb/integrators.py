@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -21,8 +22,9 @@ class Target(NamedTuple):
         unit: The unit of length: sigma, or an array that broadcasts against the position. A
             coordinate whose unit is zero stays where it is.
         max_score: Where not None, the force unit * gradient is cut to a norm of
-            max_score * sqrt(d). A true score of sigma has a root mean square norm of at most
-            sqrt(d), so that 1 to 3 cuts only what a network gets wrong.
+            max_score * sqrt(d), d the number of coordinates that move. A true score of sigma has a
+            root mean square norm of at most sqrt(d), so that 1 to 3 cuts only what a network gets
+            wrong. An infinite or NaN force is not cut: the walk is marked diverging.
     """
 
     potential: Callable[[Float[Array, "..."]], Float[Array, ""]]
@@ -42,8 +44,12 @@ class Target(NamedTuple):
         scaled = self.unit * gradient
         if self.max_score is None:
             return scaled
-        limit = self.max_score * gradient.size**0.5
-        return scaled * jnp.minimum(1, limit / jnp.sqrt(jnp.sum(scaled**2)))
+        limit = self.max_score * jnp.sqrt(jnp.sum(jnp.broadcast_to(self.unit, scaled.shape) > 0))
+        # By the largest component, whose square may overflow; an infinite one stays as it is.
+        largest = jnp.max(jnp.abs(scaled))
+        largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        norm = largest * jnp.sqrt(jnp.sum((scaled / largest) ** 2))
+        return scaled * jnp.minimum(1, (limit / norm).astype(scaled.dtype))
 
     def noise(self, key: PRNGKeyArray, y: Float[Array, "..."]) -> Float[Array, "..."]:
         """Standard normal, of y's shape; zero where the unit is."""
@@ -484,5 +490,9 @@ def _check_underdamped(integrator):
 
 
 def _check_positive(name, value):
-    if not isinstance(value, Tracer) and not 0 < float(value) < float("inf"):
+    if isinstance(value, Tracer):
+        return
+    if jnp.ndim(value) != 0 or not isinstance(value, int | float | jax.Array | np.generic):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < float(value) < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")

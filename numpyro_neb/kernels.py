@@ -26,12 +26,13 @@ class WalkJumpState(NamedTuple):
     Attributes:
         draw: {"y": the walk, "x": the jump y - sigma^2 grad phi(y)}; for a model, its sites.
         walk: The integrator's state.
-        unit: The unit of length of each coordinate, before warm-up: sigma.
+        unit: The unit of length of each coordinate, sigma / sqrt(inverse_temperature).
         lp: The log density of the walk's law up to a constant, -inverse_temperature * phi(y).
         energy: The Hamiltonian -lp + norm(v)^2 / 2; -lp for an overdamped walk.
         acceptance_rate: The mean acceptance probability of the draw's steps; None without a
             Metropolis test.
-        step_size: The integrator's step, in the data's units.
+        step_size: The integrator's step times sigma / sqrt(inverse_temperature): in the data's
+            units where no mass matrix is tuned, and else before that.
         diverging: Whether the walk has left the finite numbers.
         num_diverging: How many draws have, so far.
         adaptation: What warm-up has tuned; None where nothing is.
@@ -89,11 +90,12 @@ class WalkJumpKernel(MCMCKernel):
         integrator: The step of the walk. The default, `BAOAB()` (step sigma, friction 0.2/sigma),
             needs no tuning on a smoothed density.
         num_steps: Steps of the walk between two draws.
-        inverse_temperature: beta of the walk's law exp(-beta phi); the jump stays that of phi.
+        inverse_temperature: beta of the walk's law exp(-beta phi); the jump stays that of phi. The
+            unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
         frozen: A boolean array of the event shape: True where y keeps the value of `init_params`
             while the rest is drawn from f(rest given frozen): in-painting. With an energy only.
-        max_score: Where not None, the force of a step, sigma * norm(grad phi), is cut to
-            max_score * sqrt(d): see `integrators.Target`.
+        max_score: Where not None, the force of a step, norm(grad phi) times the unit of length, is
+            cut to max_score * sqrt(d), d the coordinates that move: see `integrators.Target`.
         adapt_step_size: Whether warm-up tunes the step and the friction: see
             `adaptation.Adaptation`. By default only for a model with sites of unknown scale.
         adapt_mass_matrix: Whether warm-up makes each coordinate's standard deviation its unit. By
@@ -184,13 +186,10 @@ class WalkJumpKernel(MCMCKernel):
         batched = not is_prng_key(rng_key)
         if init_params is not None:
             chains = rng_key.shape[:1] if batched else ()
-            position = walker.density.position(init_params, chains)
-        elif self.model is not None:
-            # NumPyro looks for a position of finite density, and raises where there is none.
-            position = walker.density.start(_folded(rng_key))
-        else:
-            position = None
-        return _init(walker, rng_key, position)
+            init_params = walker.density.position(init_params, chains)
+        # A model's arguments would be constants of a compiled function: compiled anew each time.
+        first = _first_state if self.model is not None else _compiled_first_state
+        return first(walker, rng_key, init_params)
 
     def sample(
         self,
@@ -313,11 +312,11 @@ class _Walker(eqx.Module):
 
     def sample(self, state):
         """The state after `num_steps` steps."""
-        rng_key, key = jax.random.split(state.rng_key)
+        rng_key, key, key_velocity = jax.random.split(state.rng_key, 3)
         walked, unit, adaptation = state.walk, state.unit, state.adaptation
         integrator, target = self._tuned(unit, adaptation, walked.position)
         if adaptation is not None:
-            walked = adaptation.refreshed(target, walked, jax.random.fold_in(key, 1))
+            walked = adaptation.refreshed(target, walked, key_velocity)
         walked, score = walk(integrator, target, walked, key, self.num_steps)
         if adaptation is not None:
             adaptation = adaptation.update(score, walked.position / jnp.where(unit > 0, unit, 1))
@@ -379,18 +378,18 @@ class _Walker(eqx.Module):
         return integrator, Target(tempered, unit, self.max_score)
 
 
-@eqx.filter_jit
-def _init(walker, rng_key, position):
+def _first_state(walker, rng_key, position):
     batched = not is_prng_key(rng_key)
     split = functools.partial(jax.random.split, num=3)
     keys = jax.vmap(split, out_axes=1)(rng_key) if batched else split(rng_key)
+    density = walker.density
     if position is None:
-        position = walker.density.start(keys[1])
-    one = functools.partial(walker.init, unit=walker.density.unit())
+        # In a model, NumPyro looks for a position of finite density, and raises without one.
+        position = density.start(keys[1])
+    # The Hessian of beta phi is at most beta / sigma^2: a shorter unit keeps the step stable.
+    unit = density.unit() / walker.inverse_temperature**0.5
+    one = functools.partial(walker.init, unit=unit)
     return (jax.vmap(one) if batched else one)(keys[0], keys[2], position)
 
 
-def _folded(rng_key):
-    # A key of its own for the first position.
-    fold = lambda key: jax.random.fold_in(key, 1)  # noqa: E731
-    return fold(rng_key) if is_prng_key(rng_key) else jax.vmap(fold)(rng_key)
+_compiled_first_state = eqx.filter_jit(_first_state)

@@ -1,8 +1,11 @@
 """Walks on NumPyro models, alone and as a block of Gibbs."""
 
+import gc
 import pickle
+import weakref
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,14 +229,8 @@ def test_gibbs_takes_no_energy():
         Gibbs([(neb.WalkJumpKernel(ENERGY), ["y"])])
 
 
-def test_jit_model_args_takes_new_data_of_the_same_size(monkeypatch):
-    traces = []
-
-    def model(data):
-        traces.append(1)
-        observed_walk(data)
-
-    kernel = neb.WalkJumpKernel(model=model, num_steps=5)
+def test_jit_model_args_takes_new_data_of_the_same_size():
+    kernel = neb.WalkJumpKernel(model=observed_walk, num_steps=5)
     mcmc = MCMC(kernel, num_warmup=100, num_samples=2000, num_chains=2,
                 chain_method="vectorized", progress_bar=False, jit_model_args=True)  # fmt: skip
     means = []
@@ -243,6 +240,49 @@ def test_jit_model_args_takes_new_data_of_the_same_size(monkeypatch):
     _, variance = posterior_of_y()
     # The posterior mean moves by variance / noise^2 for each unit of the data.
     np.testing.assert_allclose(means[1] - means[0], 3 * variance / NOISE**2, atol=0.15)
+
+
+def test_a_model_kernel_keeps_no_old_data_alive():
+    kernel = neb.WalkJumpKernel(model=observed_walk)
+    alive = []
+    for i in range(3):
+        data = jnp.asarray(DATA) + i
+        alive.append(weakref.ref(data))
+        kernel.init(jax.random.key(0), 0, None, (data,))
+        del data
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
+def test_the_jump_of_a_model_has_no_convolution_in_the_loop():
+    conv = eqx.nn.Conv2d(1, 1, 3, padding=1, key=jax.random.key(0))
+    energy = neb.ResidualEnergy(lambda y: conv(y[None])[0], 0.5, (4, 4))
+    kernel = neb.WalkJumpKernel(model=lambda: numpyro.sample("y", neb.SmoothedDensity(energy)))
+    state = kernel.init(jax.random.key(0), 0, None)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(kernel.sample)(state))
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_a_site_with_the_name_of_the_jump(latent):
+    def model():
+        numpyro.sample("y", neb.SmoothedDensity(ENERGY))
+        if latent:
+            numpyro.sample("y_jump", dist.Normal(0.0, 1.0))
+        else:
+            numpyro.deterministic("y_jump", jnp.ones(()))
+
+    with pytest.raises(ValueError, match="model must have no site 'y_jump'"):
+        neb.WalkJumpKernel(model=model).init(jax.random.key(0), 0, None)
+
+
+def test_init_to_value_is_heard_for_a_smoothed_density():
+    def model():
+        numpyro.sample("y", neb.SmoothedDensity(ENERGY))
+
+    start = jnp.full(ENERGY.event_shape, 9.0)
+    kernel = neb.WalkJumpKernel(model=model, init_strategy=init_to_value(values={"y": start}))
+    state = kernel.init(jax.random.key(0), 0, None)
+    np.testing.assert_array_equal(state.draw["y"], start)
 
 
 def test_a_walk_on_a_model_goes_on_bit_for_bit_and_pickles():

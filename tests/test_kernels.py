@@ -183,8 +183,11 @@ def test_metropolis_integrators_stay_in_the_finite_numbers():
 
 @pytest.mark.parametrize("integrator", [BAOAB(), MALA()], ids=lambda i: type(i).__name__)
 def test_inverse_temperature(integrator):
-    """The law of the walk is N(m, v / beta); the jump is that of phi."""
-    s, sigma, beta = np.array([0.5, 1.0]), 0.7, 2.5
+    """The law of the walk is N(m, v / beta); the jump is that of phi.
+
+    At beta = 10 a step of sigma, not sigma / sqrt(beta), is beyond what is stable.
+    """
+    s, sigma, beta = np.array([0.1, 1.0]), 0.7, 10.0
     energy = targets.gaussian(s, sigma, locs=[3.0, -1.0])
     kernel = neb.WalkJumpKernel(
         energy, integrator=integrator, num_steps=50, inverse_temperature=beta
