@@ -41,10 +41,11 @@ def learned_prior(
     Args:
         name: The site's name.
         energy: The energy phi of the smoothed density. Its weights are fixed: see `SmoothedDensity`.
-        covariance: "full"; "diagonal", which keeps each coordinate's variance alone; or
-            "isotropic", which keeps their mean. Each costs d Hessian-vector products; the full one
-            an eigendecomposition besides. The approximate ones lose correlations, not speed alone:
-            take them where d is large.
+        covariance: "full"; "diagonal", which keeps each coordinate's variance; or "isotropic",
+            which keeps their mean. The first two cost d Hessian-vector products, the full one an
+            eigendecomposition besides; the last one 16 at most, from orthogonal probes that are
+            the same at every y: exact up to d = 16, and the one for large d. But noise that is
+            alike in all directions can take up some of the data's own.
 
     Returns:
         x, of shape (*batch, *event_shape), batch that of the enclosing plates.
@@ -108,7 +109,6 @@ def _isotropic(energy, y, eps):
 _SPREADS = {"full": _full, "diagonal": _diagonal, "isotropic": _isotropic}
 
 _NUM_PROBES = 16
-
 # Below this share of sigma^2 a variance counts as zero: what rounding leaves of one that is.
 _FLOOR = 1e-5
 

@@ -20,9 +20,11 @@ ARROWS = {
     "distributions": {"energies", "mixtures", "integrators"},
     "densities": {"energies", "convolutions", "distributions"},
     "kernels": {"energies", "integrators", "adaptation", "densities"},
-    "empirical_bayes": {"energies", "mixtures", "distributions"},
+    "normalizer": {"energies", "integrators"},
+    "empirical_bayes": {"energies", "mixtures", "distributions", "normalizer"},
     "diagnostics": {"kernels"},
     "plots": set(),
+    "priors": {"energies", "distributions"},
     "serialization": {"energies", "mixtures", "networks"},
 }
 ROOMS = [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
