@@ -1,4 +1,4 @@
-"""Inverse problems on handwritten digits with a learned prior: `python -m benchmarks.learned_prior`.
+"""Inverse problems on digits with a learned prior: `python -m benchmarks.learned_prior`.
 
 Held-out 8 x 8 digits are reconstructed from half of their pixels, from a blurred image, and from 16
 random projections, under noise of sd 0.1 that the model does not know. `learned_prior` stands

@@ -212,8 +212,18 @@ class ResidualEnergy(AbstractEnergy):
         return jnp.sum((self.scale * (z - self.network(z))) ** 2) / (2 * self.sigma**2)
 
 
+class Frozen(eqx.Module):
+    """Arrays that `fit` never trains, and that no weight decay shrinks.
+
+    Attributes:
+        value: A pytree of arrays.
+    """
+
+    value: PyTree
+
+
 def trainable(energy: AbstractEnergy) -> PyTree[bool]:
-    """The filter of what `fit` trains: every inexact array but `sigma`, `loc` and `scale`.
+    """The filter of what `fit` trains: every inexact array but `sigma`, `loc`, `scale` and `Frozen`.
 
     Args:
         energy: The energy; energies inside it keep their own buffers.
@@ -235,9 +245,13 @@ def trainable(energy: AbstractEnergy) -> PyTree[bool]:
     def mark(path, leaf):
         if isinstance(leaf, AbstractEnergy):
             return trainable(leaf)
+        if isinstance(leaf, Frozen):
+            return jax.tree.map(lambda _: False, leaf)
         return eqx.is_inexact_array(leaf) and getattr(path[0], "name", None) not in _BUFFERS
 
-    inner = lambda node: isinstance(node, AbstractEnergy) and node is not energy  # noqa: E731
+    def inner(node):
+        return isinstance(node, AbstractEnergy | Frozen) and node is not energy
+
     return jax.tree_util.tree_map_with_path(mark, energy, is_leaf=inner)
 
 

@@ -40,7 +40,7 @@ def learned_prior(
 
     Args:
         name: The site's name.
-        energy: The energy phi of the smoothed density. Its weights are fixed: see `SmoothedDensity`.
+        energy: The energy phi of the smoothed density, its weights fixed: see `SmoothedDensity`.
         covariance: "full"; "diagonal", which keeps each coordinate's variance; or "isotropic",
             which keeps their mean. The first two cost d Hessian-vector products, the full one an
             eigendecomposition besides; the last one 16 at most, from orthogonal probes that are

@@ -1,0 +1,133 @@
+"""Flax modules as networks of energies."""
+
+import pickle
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from numpyro.infer import MCMC
+
+import numpyro_neb as neb
+from numpyro_neb.networks import from_linen, from_nnx
+
+SIGMA, SD = 0.5, np.array([0.5, 1.0, 2.0])
+
+
+class Noisy(nnx.Module):
+    """A linear map behind batch statistics and a dropout."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.norm.mean[...] = jnp.array([0.1, 0.0, -0.3])
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, y):
+        return self.linear(self.dropout(self.norm(y)))
+
+
+class Normed(linen.Module):
+    @linen.compact
+    def __call__(self, y):
+        y = linen.BatchNorm(use_running_average=True)(y)
+        return linen.Dense(3)(linen.Dropout(0.5, deterministic=True)(y))
+
+
+def nnx_network():
+    return from_nnx(Noisy())
+
+
+def linen_network():
+    module = Normed()
+    return from_linen(module, module.init(jax.random.key(0), jnp.zeros(3)))
+
+
+@pytest.fixture(params=[nnx_network, linen_network], ids=["nnx", "linen"])
+def network(request):
+    return request.param()
+
+
+def test_nnx_is_the_module_in_inference_mode():
+    module, y = Noisy(), jnp.array([1.0, -2.0, 0.5])
+    network = from_nnx(module)
+    assert not module.dropout.deterministic
+    module.eval()
+    np.testing.assert_allclose(network(y), module(y), rtol=1e-6)
+    by_hand = module.linear((y - module.norm.mean[...]) / np.sqrt(1 + 1e-5))
+    np.testing.assert_allclose(network(y), by_hand, rtol=1e-5)
+
+
+def test_linen_is_the_module_on_its_variables():
+    module, y = Normed(), jnp.array([1.0, -2.0, 0.5])
+    variables = module.init(jax.random.key(0), y)
+    np.testing.assert_allclose(from_linen(module, variables)(y), module.apply(variables, y))
+
+
+def test_trains_by_fit_to_the_exact_denoiser(network):
+    """A linear network can reach L* = sum of s^2 sigma^2 / (s^2 + sigma^2)."""
+    data = jnp.asarray(SD * np.random.default_rng(0).normal(size=(4096, 3)), float)
+    energy = neb.ResidualEnergy(network, SIGMA, (3,))
+    optimizer = optax.adamw(optax.cosine_decay_schedule(2e-2, 1000), weight_decay=1e-4)
+    trained = neb.fit(
+        energy, data, key=jax.random.key(1), num_steps=1000, batch_size=256, optimizer=optimizer,
+        progress_bar=False,
+    ).energy  # fmt: skip
+    loss = eqx.filter_jit(neb.denoising_loss)
+    held_out = jnp.asarray(SD * np.random.default_rng(1).normal(size=(20_000, 3)), float)
+    floor = np.sum(SD**2 * SIGMA**2 / (SD**2 + SIGMA**2))
+    # A squared norm's variance is below 2 floor^2; training adds a few parts in 256.
+    found = float(loss(trained, held_out, jax.random.key(2)))
+    assert abs(found - floor) < 5 * np.sqrt(2 * floor**2 / 20_000) + 0.02 * floor
+    assert float(loss(energy, held_out, jax.random.key(2))) > 1.5 * floor
+    before, after = energy.network.rest, trained.network.rest
+    assert len(jax.tree.leaves(before)) > 0
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_walks_saves_loads_and_pickles(network, tmp_path):
+    energy = neb.ResidualEnergy(network, SIGMA, (3,), loc=1.0, scale=2.0)
+    y = jnp.array([1.0, -2.0, 0.5])
+    mcmc = MCMC(neb.WalkJumpKernel(energy), num_warmup=2, num_samples=5, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    assert np.isfinite(mcmc.get_samples()["x"]).all()
+    neb.save(tmp_path / "e.safetensors", energy)
+    with pytest.raises(ValueError, match="pass like=, an energy of the same structure"):
+        neb.load(tmp_path / "e.safetensors")
+    other = jax.tree.map(lambda a: a + 1 if eqx.is_inexact_array(a) else a, energy)
+    for again in (
+        neb.load(tmp_path / "e.safetensors", like=other),
+        pickle.loads(pickle.dumps(energy)),
+    ):
+        np.testing.assert_array_equal(again(y), energy(y))
+        np.testing.assert_array_equal(again.score(y), energy.score(y))
+
+
+def test_float64(x64):
+    linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0), param_dtype=jnp.float64, dtype=jnp.float64)
+    energy = neb.ResidualEnergy(from_nnx(linear), SIGMA, (3,))
+    assert energy.denoise(jnp.ones(3)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: from_nnx(3), TypeError, "module must be an instance of flax.nnx.Module, got int"),
+        (lambda: from_nnx(Noisy), TypeError, r"flax\.nnx\.Module, got the class Noisy"),
+        (
+            lambda: from_linen(3, {}),
+            TypeError,
+            r"module must be an instance of flax\.linen\.Module, got int",
+        ),
+        (lambda: from_linen(Normed(), {"a": 1}), ValueError, r'collection "params", got \[\'a\'\]'),
+        (lambda: from_linen(Normed(), 3), ValueError, 'collection "params", got int'),
+    ],
+)
+def test_bad_arguments(make, error, match, untyped):
+    with pytest.raises(error, match=match):
+        make()
