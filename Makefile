@@ -31,7 +31,7 @@ fast: $(VENV)/test
 	$(RUN) -m pytest -n 2 -m "not slow"
 
 slow: $(VENV)/test
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n 2 -m slow
 
 # PyTorch and BlackJAX, the peers, come with the extra bench.
 benchmarks: $(VENV)/bench
