@@ -50,7 +50,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """1,500 digits to train on and 297 held out, of 64 pixels in [0, 1]."""
     bunch: Any = load_digits()
     images = (bunch.images / 16).astype(np.float32).reshape(-1, 64)
-    return train_test_split(images, test_size=297, random_state=0)
+    train, held_out = train_test_split(images, test_size=297, random_state=0)
+    return np.asarray(train), np.asarray(held_out)
 
 
 def trained(train: np.ndarray, *, num_steps: int = 4000, width: int = 64) -> neb.AbstractEnergy:

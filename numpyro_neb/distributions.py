@@ -1,5 +1,6 @@
 """An energy as a NumPyro distribution."""
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -93,7 +94,7 @@ class SmoothedDensity(Distribution):
         """
         return energy.sigma.shape, energy.event_shape
 
-    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+    def expand(self, batch_shape: Sequence[int]) -> Distribution:
         """Independent draws of Y over `batch_shape`, as in a plate."""
         batch_shape = tuple(batch_shape)
         return self if batch_shape == self.batch_shape else _Expanded(self, batch_shape)
@@ -171,17 +172,21 @@ class _Expanded(ExpandedDistribution):
         super().__init__(base_dist, batch_shape)
         self._base_ndim = len(self.base_dist.batch_shape)
 
-    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+    def expand(self, batch_shape: Sequence[int]) -> Distribution:
         batch_shape = tuple(batch_shape)
         return self if batch_shape == self.batch_shape else _Expanded(self, batch_shape)
 
 
-@promote_batch_shape.register
+# NumPyro's own function of this name only raises, and is typed so.
+_register: Any = promote_batch_shape.register
+
+
+@_register
 def _(density: SmoothedDensity) -> SmoothedDensity:
     return density
 
 
-@promote_batch_shape.register
+@_register
 def _(density: _Expanded) -> Distribution:
     base, ndim = density.base_dist, density._base_ndim
     num_new = len(base.batch_shape) - ndim

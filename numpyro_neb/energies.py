@@ -223,7 +223,7 @@ class Frozen(eqx.Module):
 
 
 def trainable(energy: AbstractEnergy) -> PyTree[bool]:
-    """The filter of what `fit` trains: every inexact array but `sigma`, `loc`, `scale` and `Frozen`.
+    """The filter of what `fit` trains: every inexact array but sigma, loc, scale and the `Frozen`.
 
     Args:
         energy: The energy; energies inside it keep their own buffers.

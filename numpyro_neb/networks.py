@@ -1,5 +1,7 @@
 """Networks to build energies from."""
 
+import io
+import pickle
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from numpyro_neb.energies import Frozen
+from numpyro_neb.energies import Frozen, find_function, function_name
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -65,35 +67,40 @@ class MLP(eqx.Module):
         return out.reshape(self.event_shape) if self.out == "event" else out
 
 
-class NNXNetwork(eqx.Module):
+class _FlaxNetwork(eqx.Module):
+    params: PyTree
+    rest: Frozen
+
+    def __getstate__(self) -> bytes:
+        # A module's activations are no leaves, so an energy can't see to their pickling.
+        stream = io.BytesIO()
+        _Pickler(stream).dump(dict(vars(self)))
+        return stream.getvalue()
+
+    def __setstate__(self, state: bytes) -> None:
+        for name, value in pickle.loads(state).items():
+            object.__setattr__(self, name, value)
+
+
+class NNXNetwork(_FlaxNetwork):
     """A Flax NNX module as an Equinox one, in inference mode: what `from_nnx` returns.
 
     Attributes:
         params: The module's `nnx.Param`, which train.
         rest: All else it holds: batch statistics, the state of random numbers. It never changes.
         graphdef: NNX's description of the module.
-        key_types: Where `rest` has typed random keys, the generator of each; files hold their bits.
     """
 
-    params: PyTree
-    rest: Frozen
     graphdef: Any = eqx.field(static=True)
-    key_types: tuple[str | None, ...] = eqx.field(static=True)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
         """The module's output for one y."""
         from flax import nnx
 
-        leaves, structure = jax.tree.flatten(self.rest.value)
-        leaves = [
-            leaf if key_type is None else jax.random.wrap_key_data(leaf, impl=key_type)
-            for leaf, key_type in zip(leaves, self.key_types, strict=True)
-        ]
-        rest = jax.tree.unflatten(structure, leaves)
-        return nnx.merge(self.graphdef, self.params, rest)(y)
+        return nnx.merge(self.graphdef, self.params, _unstored(self.rest.value))(y)
 
 
-class LinenNetwork(eqx.Module):
+class LinenNetwork(_FlaxNetwork):
     """A Flax Linen module with its variables as an Equinox module: what `from_linen` returns.
 
     Attributes:
@@ -102,13 +109,11 @@ class LinenNetwork(eqx.Module):
         module: The Linen module.
     """
 
-    params: PyTree
-    rest: Frozen
     module: Any = eqx.field(static=True)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
         """The module's output for one y."""
-        return self.module.apply({"params": self.params, **self.rest.value}, y)
+        return self.module.apply({"params": self.params, **_unstored(self.rest.value)}, y)
 
 
 def from_nnx(module: "nnx.Module") -> NNXNetwork:
@@ -119,10 +124,16 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
     `save` writes such an energy, and `load(path, like=energy)` reads it.
 
     Args:
-        module: Maps one array of the event shape to what the energy asks for.
+        module: Maps one array of the event shape, without a batch, to what the energy asks for. It
+            is not changed.
+
+    Returns:
+        The network, which pickles where the module's own attributes do.
 
     Raises:
         TypeError: If `module` is no instance of `flax.nnx.Module`.
+        ValueError: If it has no `nnx.Param`, as a lazy module before its initialisation, or shapes
+            in place of arrays, as from `nnx.eval_shape`.
         ImportError: If Flax is not installed.
 
     Example:
@@ -140,17 +151,9 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
     module = nnx.clone(module)
     module.eval()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    leaves, structure = jax.tree.flatten(rest)
-    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    key_types = tuple(
-        str(jax.random.key_impl(leaf)) if key else None
-        for leaf, key in zip(leaves, is_key, strict=True)
-    )
-    leaves = [
-        jax.random.key_data(leaf) if key else jnp.asarray(leaf)
-        for leaf, key in zip(leaves, is_key, strict=True)
-    ]
-    return NNXNetwork(params, Frozen(jax.tree.unflatten(structure, leaves)), graphdef, key_types)
+    params = _stored("module", params)
+    _check_initialised("module", params)
+    return NNXNetwork(params, Frozen(_stored("module", rest)), graphdef)
 
 
 def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNetwork:
@@ -161,12 +164,18 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
     nothing is mutable. `save` writes such an energy, and `load(path, like=energy)` reads it.
 
     Args:
-        module: Maps one array of the event shape to what the energy asks for.
+        module: Maps one array of the event shape, without a batch, to what the energy asks for.
         variables: What `module.init(key, y)` returned.
+
+    Returns:
+        The network. It pickles where `module` does: a layer of Linen's own does not, since its
+        fields hold local functions, but a module that makes layers in `setup` or under
+        `@linen.compact` does.
 
     Raises:
         TypeError: If `module` is no instance of `flax.linen.Module`.
-        ValueError: If variables has no collection "params".
+        ValueError: If variables has no collection "params", or an empty one, or holds shapes in
+            place of arrays, as from `jax.eval_shape`.
         ImportError: If Flax is not installed.
 
     Example:
@@ -188,7 +197,55 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
             f" got {sorted(variables) if isinstance(variables, Mapping) else _kind(variables)}"
         )
     rest = {name: value for name, value in variables.items() if name != "params"}
-    return LinenNetwork(variables["params"], Frozen(rest), module)
+    params = _stored("variables", variables["params"])
+    _check_initialised("variables", params)
+    return LinenNetwork(params, Frozen(_stored("variables", rest)), module.clone(parent=None))
+
+
+class _Key(eqx.Module):
+    """A typed random key by its bits, which a file holds."""
+
+    bits: Array
+    generator: str = eqx.field(static=True)
+
+
+def _stored(name, tree):
+    """`tree` with a JAX array for each leaf: a checkpoint's are NumPy's, which `save` passes by."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ValueError(f"{name} must hold arrays, got shapes alone: initialise, not eval_shape")
+
+    def store(leaf):
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return _Key(jax.random.key_data(leaf), str(jax.random.key_impl(leaf)))
+        return leaf
+
+    return jax.tree.map(store, tree)
+
+
+def _unstored(tree):
+    is_key = lambda node: isinstance(node, _Key)  # noqa: E731
+    return jax.tree.map(
+        lambda node: (
+            jax.random.wrap_key_data(node.bits, impl=node.generator) if is_key(node) else node
+        ),
+        tree,
+        is_leaf=is_key,
+    )
+
+
+def _check_initialised(name, params):
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{name} must hold parameters, got none: initialise a lazy module first")
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles functions of jax.nn by their public names, as an energy does its leaves."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        name = function_name(obj)
+        return NotImplemented if name is None else (find_function, (name,))
 
 
 def _kind(value):

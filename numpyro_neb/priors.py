@@ -78,11 +78,11 @@ def learned_prior(
         raise ValueError(f"covariance must be one of {sorted(_SPREADS)}, got {covariance!r}")
     zero = jnp.zeros(energy.event_shape, energy.sigma.dtype)
     noise = dist.Normal(zero, jnp.ones_like(zero)).to_event(zero.ndim)
-    y = numpyro.sample(f"{name}_y", SmoothedDensity(energy))
-    eps = numpyro.sample(f"{name}_eps", noise)
+    y = jnp.asarray(numpyro.sample(f"{name}_y", SmoothedDensity(energy)))
+    eps = jnp.asarray(numpyro.sample(f"{name}_eps", noise))
     x, projected = over_batch(_SPREADS[covariance], energy, y, eps)
     numpyro.deterministic(f"{name}_projected", projected)
-    return numpyro.deterministic(name, x)
+    return jnp.asarray(numpyro.deterministic(name, x))
 
 
 def _full(energy, y, eps):

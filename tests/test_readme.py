@@ -4,19 +4,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def names_after_running(page):
+    names = {}
+    for program in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(program, names)
+    return names
 
 
 @pytest.mark.slow
 def test_the_programs_run_as_printed():
-    names = {}
-    for program in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(program, names)
+    names = names_after_running(README)
     assert names["data"].posterior["x"].shape == (4, 1000, 8, 8)
     assert np.all(np.isfinite(names["data"].posterior["x"].values))
     # The offset is told from the digit behind it, though not by much.
     offset = names["mcmc"].get_samples()["offset"]
     assert abs(offset.mean() - 0.2) < 0.1
+
+
+@pytest.mark.slow
+def test_the_page_on_learned_priors_runs_as_printed():
+    names = names_after_running((ROOT / "docs" / "learned_prior.md").read_text())
+    assert names["x"].shape == (100, 64)
+    # Nearer to the digit than a picture of nothing but the mean of all digits.
+    error = np.mean((np.asarray(names["x"]).mean(0) - names["held_out"][0]) ** 2)
+    assert error < np.mean((names["mean"] - names["held_out"][0]) ** 2) / 2
+    assert np.all(np.isfinite(names["log_density"]))
 
 
 def test_names_in_the_table_exist():
