@@ -30,8 +30,9 @@ lint: $(VENV)/test
 fast: $(VENV)/test
 	$(RUN) -m pytest -n 2 -m "not slow"
 
+SLOW ?= slow
 slow: $(VENV)/test
-	$(RUN) -m pytest -n 2 -m slow
+	$(RUN) -m pytest -n 2 -m "$(SLOW)"
 
 # PyTorch and BlackJAX, the peers, come with the extra bench.
 benchmarks: $(VENV)/bench

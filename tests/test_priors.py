@@ -115,6 +115,7 @@ def test_posterior_is_the_exact_one(d, num_components):
 
 
 @pytest.mark.slow
+@pytest.mark.statistical
 @pytest.mark.parametrize(("d", "num_components"), [(10, 1), (10, 3)])
 def test_posterior_in_ten_dimensions(d, num_components):
     test_posterior_is_the_exact_one(d, num_components)
@@ -134,6 +135,7 @@ def test_the_naive_prior_is_too_narrow():
 
 
 @pytest.mark.slow
+@pytest.mark.statistical
 @pytest.mark.parametrize(("d", "num_components"), [(2, 3), (10, 3)])
 def test_intervals_cover_and_ranks_are_uniform(d, num_components):
     """Simulation-based calibration over 200 data sets (Talts et al. 2018)."""
@@ -163,6 +165,7 @@ def test_intervals_cover_and_ranks_are_uniform(d, num_components):
 
 
 @pytest.mark.slow
+@pytest.mark.statistical
 @pytest.mark.parametrize("d", [2, 10])
 def test_with_a_trained_energy(d):
     exact, matrix = prior_of(d, 3, 0.3), seen_through(d)
@@ -307,6 +310,7 @@ def test_in_gibbs_beside_nuts():
 
 
 @pytest.mark.slow
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("problem", "covariance", "depth"),
     [("in-painting", "full", 3), ("blur", "isotropic", 4), ("compressed sensing", "isotropic", 4)],
