@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 from numpyro_neb import empirical_bayes, energies, integrators, networks
 from numpyro_neb.diagnostics import to_arviz
 from numpyro_neb.distributions import SmoothedDensity
-from numpyro_neb.empirical_bayes import posterior_mean
+from numpyro_neb.empirical_bayes import (
+    posterior_covariance,
+    posterior_distribution,
+    posterior_mean,
+    posterior_std,
+)
 from numpyro_neb.energies import AbstractEnergy, NetworkEnergy, ResidualEnergy
 from numpyro_neb.geometry import critical_sigma, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.mixtures import MixtureEnergy
+from numpyro_neb.normal_means import MixtureFit, fit_mixture
 from numpyro_neb.objectives import denoising_loss
 from numpyro_neb.priors import learned_prior
 from numpyro_neb.serialization import load, save
@@ -25,6 +31,7 @@ __all__ = [
     "AbstractEnergy",
     "FitResult",
     "MixtureEnergy",
+    "MixtureFit",
     "NetworkEnergy",
     "ResidualEnergy",
     "SmoothedDensity",
@@ -34,12 +41,16 @@ __all__ = [
     "empirical_bayes",
     "energies",
     "fit",
+    "fit_mixture",
     "integrators",
     "learned_prior",
     "load",
     "networks",
     "plots",
+    "posterior_covariance",
+    "posterior_distribution",
     "posterior_mean",
+    "posterior_std",
     "save",
     "sphere_overlaps",
     "to_arviz",

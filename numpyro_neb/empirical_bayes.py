@@ -1,21 +1,45 @@
-"""Empirical Bayes: what an observation Y = X + N(0, sigma^2 I) says of X."""
+"""Empirical Bayes: what an observation Y = X + N(0, sigma^2 I) says of X.
+
+Two situations differ. Where clean X are at hand, train an energy on them with `fit`, or take their
+kernel density, `MixtureEnergy(x, sigma)`. Where only noisy Y are, `fit_mixture(y, sigma)` estimates
+the law of X from them, and `fit(..., objective=sure_loss)` trains an energy on them. An energy of
+noisy data taken for clean ones believes that X is as noisy as Y, and shrinks too little.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from numpyro_neb.energies import AbstractEnergy, batch_shape_of, check_energy
+from numpyro_neb.mixtures import MixtureEnergy
+from numpyro_neb.normal_means import MixtureFit as MixtureFit
+from numpyro_neb.normal_means import fit_mixture as fit_mixture
 from numpyro_neb.normalizer import log_normalizer as log_normalizer
+from numpyro_neb.posteriors import (
+    GaussianPosterior,
+    MixturePosterior,
+    covariance_product,
+    in_chunks,
+)
+
+if TYPE_CHECKING:
+    import lineax as lx
+
+Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def posterior_mean(
     energy: AbstractEnergy,
-    y: Float[Array, "..."] | Float[np.ndarray, "..."],
+    y: Observations,
     *,
     chunk_size: int = 1024,
+    progress_bar: bool = True,
 ) -> Float[Array, "..."]:
     r"""E[X given Y=y] = y - sigma^2 grad phi(y), over any batch.
 
@@ -27,6 +51,7 @@ def posterior_mean(
         y: Observations, of shape (*batch, *event_shape), batch of any rank.
         chunk_size: How many of them are worked on at once: memory beyond `y` and the result is that
             of one chunk.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
         The posterior means, of y's shape.
@@ -44,27 +69,426 @@ def posterior_mean(
         >>> neb.posterior_mean(energy, jnp.array([-0.5, 0.0, 0.5]))
         Array([-0.46211717,  0.        ,  0.46211717], dtype=float32)
     """
-    check_energy(energy)
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive int, got {chunk_size!r}")
-    if not isinstance(y, jax.Array):
-        y = np.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(f"y must hold floats, got {y.dtype}")
-    batch_shape_of(y, energy.event_shape)
+    return _over(_means, energy, y, chunk_size, progress_bar)
+
+
+def posterior_std(
+    energy: AbstractEnergy,
+    y: Observations,
+    *,
+    chunk_size: int = 128,
+    progress_bar: bool = True,
+) -> Float[Array, "..."]:
+    r"""The standard deviation of each coordinate of X given Y=y, over any batch.
+
+    The square root of the diagonal of sigma^2 (I - sigma^2 Hess phi(y)). Exact for a
+    `MixtureEnergy`; from d Jacobian-vector products of the jump for another energy, where a
+    variance that a badly fitted one has below zero counts as zero.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        chunk_size: How many of them are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        Standard deviations, of y's shape, in y's units.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y does not end in the event shape, or chunk_size is not a positive int.
+
+    Reference:
+        Efron, Tweedie's formula and selection bias, JASA 106 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0)
+        >>> neb.posterior_std(energy, jnp.array([0.0]))  # -1 or 1, as likely
+        Array([1.], dtype=float32)
+    """
+    variances = _over(_variances, energy, y, chunk_size, progress_bar)
+    return jnp.sqrt(jnp.maximum(variances, 0))
+
+
+def posterior_covariance(
+    energy: AbstractEnergy,
+    y: Observations,
+    covariance: Literal["full", "diagonal", "operator"] = "full",
+    *,
+    chunk_size: int = 128,
+    progress_bar: bool = True,
+) -> "Float[Array, '...'] | lx.AbstractLinearOperator":
+    r"""Cov(X given Y=y) = sigma^2 (I - sigma^2 Hess phi(y)) = sigma^2 d x_hat / dy.
+
+    As it is: a learned energy's may have negative eigenvalues where it fits badly.
+    `posterior_distribution` raises them to zero.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        covariance: "full", a matrix over the flattened event; "diagonal", the variances; or
+            "operator", v -> Cov v for large d, one Jacobian-vector product a call and no matrix.
+        chunk_size: How many observations are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        An array of shape (*batch, d, d), or of y's shape for "diagonal"; for "operator" a symmetric
+        `lineax.FunctionLinearOperator`, whose `mv` takes and gives arrays of y's shape, each
+        observation by itself.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If covariance is none of the three, y does not end in the event shape, or
+            chunk_size is not a positive int.
+
+    Reference:
+        Efron, Tweedie's formula and selection bias, JASA 106 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> locs = jnp.array([[-1.0, -2.0], [1.0, 2.0]])
+        >>> energy = neb.MixtureEnergy(locs, sigma=1.0)
+        >>> neb.posterior_covariance(energy, jnp.zeros(2))
+        Array([[1., 2.],
+               [2., 4.]], dtype=float32)
+        >>> operator = neb.posterior_covariance(energy, jnp.zeros(2), "operator")
+        >>> operator.mv(jnp.array([1.0, 0.0]))
+        Array([1., 2.], dtype=float32)
+    """
+    if covariance == "full":
+        d = int(np.prod(energy.event_shape)) if isinstance(energy, AbstractEnergy) else 0
+        return _over(_covariances, energy, y, chunk_size, progress_bar, (d, d))
+    if covariance == "diagonal":
+        return _over(_variances, energy, y, chunk_size, progress_bar)
+    if covariance != "operator":
+        raise ValueError(f"covariance must be 'full', 'diagonal' or 'operator', got {covariance!r}")
+    import lineax as lx
+
+    y = jnp.asarray(_checked(energy, y, chunk_size))
     flat = y.reshape(-1, *energy.event_shape)
-    if isinstance(y, Tracer) or len(flat) <= chunk_size:
-        return _denoise(energy, jnp.asarray(flat)).reshape(y.shape)
-    # A loop outside the compiled program: inside one, XLA's convolutions are slow on CPUs.
-    out = np.empty(flat.shape, jnp.result_type(flat.dtype, energy.sigma))
-    for start in range(0, len(flat), chunk_size):
-        # The last chunk reaches back, so that one compiled shape serves all.
-        begin = min(start, len(flat) - chunk_size)
-        chunk = jnp.asarray(flat[begin : begin + chunk_size])
-        out[begin : begin + chunk_size] = _denoise(energy, chunk)
-    return jnp.asarray(out.reshape(y.shape))
+
+    def product(v):
+        one = lambda y, v: covariance_product(energy, y)(v)  # noqa: E731
+        return jax.vmap(one)(flat, v.reshape(flat.shape)).reshape(y.shape)
+
+    shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
+    return lx.FunctionLinearOperator(product, shape, lx.symmetric_tag)
+
+
+def posterior_distribution(
+    energy: AbstractEnergy, y: Observations
+) -> MixturePosterior | GaussianPosterior:
+    r"""The law of X given Y=y, as a NumPyro distribution with y's batch shape.
+
+    For a `MixtureEnergy` it is exact: a mixture again, `posteriors.MixturePosterior`. For any other
+    energy it is the Gaussian with the posterior's mean and covariance,
+    `posteriors.GaussianPosterior`: its first two moments are as good as the energy, its shape is
+    not that of the posterior, which may have several modes or bounds.
+
+    Beside the methods of a distribution (`mean`, `variance`, `sample`, `log_prob`) both have
+    `covariance_matrix` over the flattened event, and of each coordinate by itself `cdf`, `icdf`,
+    `interval(probability)` and `lfsr`, the local false sign rate.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape). They are worked on all at once: for large
+            batches of images take `posterior_mean` and the like, which go by chunks.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y does not end in the event shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([0.0]), 1.0, covariances=jnp.array([[[1.0]]]))
+        >>> posterior = neb.posterior_distribution(energy, jnp.array([2.0]))  # N(1, 1/2)
+        >>> posterior.mean, posterior.variance
+        (Array([1.], dtype=float32), Array([0.5], dtype=float32))
+        >>> posterior.sample(jax.random.key(0), (3,)).shape
+        (3, 1)
+    """
+    y = jnp.asarray(_checked(energy, y, 1))
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y)
+    flat = y.reshape(-1, *energy.event_shape)
+    batch = y.shape[: y.ndim - len(energy.event_shape)]
+    covariances = _covariances(energy, flat)
+    covariances = covariances.reshape(*batch, *covariances.shape[1:])
+    return GaussianPosterior(_means(energy, flat).reshape(y.shape), covariances)
+
+
+def credible_interval(
+    energy: AbstractEnergy,
+    y: Observations,
+    probability: float = 0.9,
+    *,
+    chunk_size: int = 128,
+    progress_bar: bool = True,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""Equal-tailed credible intervals for each coordinate of X given Y=y, over any batch.
+
+    From the exact quantiles for a `MixtureEnergy`; mean and standard deviation of a Gaussian for
+    any other energy.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        probability: What each interval holds, between 0 and 1.
+        chunk_size: How many observations are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        The lower and the upper ends, each of y's shape.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If probability is not between 0 and 1, y does not end in the event shape, or
+            chunk_size is not a positive int.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([0.0]), 1.0, covariances=jnp.array([[[1.0]]]))
+        >>> lower, upper = neb.empirical_bayes.credible_interval(energy, jnp.array([2.0]))
+        >>> print(f"{lower[0]:.2f} to {upper[0]:.2f}")  # 1 -+ 1.645 sqrt(1/2)
+        -0.16 to 2.16
+    """
+    if not 0 < probability < 1:
+        raise ValueError(f"probability must be between 0 and 1, got {probability}")
+    check_energy(energy)
+    if isinstance(energy, MixtureEnergy):
+        ends = partial(_intervals, probability=probability)
+        return _over(ends, energy, y, chunk_size, progress_bar)
+    mean = posterior_mean(energy, y, chunk_size=chunk_size, progress_bar=progress_bar)
+    std = posterior_std(energy, y, chunk_size=chunk_size, progress_bar=progress_bar)
+    reach = ndtri(jnp.asarray((1 + probability) / 2, mean.dtype)) * std
+    return mean - reach, mean + reach
+
+
+class PosteriorComponents(NamedTuple):
+    """The leading principal components of X given Y=y.
+
+    Attributes:
+        variances: The largest eigenvalues of Cov(X given Y=y), falling, of shape
+            (*batch, num_components).
+        components: Their unit eigenvectors, of shape (*batch, num_components, *event_shape).
+        residuals: norm(Cov v - variance v) / the largest variance for each, of the shape of
+            `variances`: how far from an eigenvector it still is.
+    """
+
+    variances: Float[Array, "*batch num_components"]
+    components: Float[Array, "..."]
+    residuals: Float[Array, "*batch num_components"]
+
+
+def posterior_components(
+    energy: AbstractEnergy,
+    y: Observations,
+    num_components: int,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
+    chunk_size: int = 16,
+    progress_bar: bool = True,
+) -> PosteriorComponents:
+    r"""The leading principal components of the posterior, by subspace iteration.
+
+    The directions in which an observation leaves X most uncertain. Each iteration multiplies a
+    block of some more vectors than are asked for by Cov(X given Y=y), Jacobian-vector products of
+    the jump, and takes the best basis of their span (Rayleigh and Ritz): no d x d array exists.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        num_components: How many, at most d.
+        tolerance: The iteration ends where every residual is below it; the error in a variance is
+            about its square.
+        max_iterations: Where it ends at the latest; `residuals` says how far it came.
+        chunk_size: How many observations are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        Variances, components and residuals. A component's sign has no meaning.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If num_components is not between 1 and d, y does not end in the event shape, or
+            another count is not a positive int.
+
+    Reference:
+        Manor and Michaeli, On the posterior distribution in denoising, ICLR 2024; Halko, Martinsson
+        and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> spread = jnp.diag(jnp.array([3.0, 1.0, 0.0]))[None]
+        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 3)), 1.0, covariances=spread)
+        >>> found = neb.empirical_bayes.posterior_components(energy, jnp.zeros(3), 2)
+        >>> jnp.allclose(found.variances, jnp.array([3 / 4, 1 / 2]))  # c / (c + sigma^2)
+        Array(True, dtype=bool)
+    """
+    y = _checked(energy, y, chunk_size)
+    d = int(np.prod(energy.event_shape))
+    if not isinstance(num_components, int) or not 1 <= num_components <= d:
+        raise ValueError(f"num_components must be an int from 1 to d = {d}, got {num_components!r}")
+    if not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
+    batch = batch_shape_of(y, energy.event_shape)
+    flat = y.reshape(-1, *energy.event_shape)
+    find = partial(
+        _components,
+        energy,
+        num_components=num_components,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    found = in_chunks(find, (flat,), chunk_size, progress_bar)
+    return PosteriorComponents(*(a.reshape(*batch, *a.shape[1:]) for a in found))
 
 
 @eqx.filter_jit
-def _denoise(energy, y):
+def _components(energy, y, num_components, tolerance, max_iterations):
+    d = y[0].size
+    # The error shrinks like the ratio of the first eigenvalue left out to the last one asked for.
+    size = min(d, 2 * num_components + 5)
+    start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (d, size), y.dtype))[0]
+
+    def rayleigh_ritz(basis, image):
+        values, vectors = jnp.linalg.eigh(basis.T @ image)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        basis, image = basis @ vectors, image @ vectors
+        errors = jnp.linalg.norm(image - basis * values[None], axis=0)
+        # A covariance of zero has every vector for an eigenvector.
+        largest = jnp.maximum(jnp.abs(values[0]), jnp.finfo(y.dtype).tiny)
+        return values, basis, image, errors / largest
+
+    def one(y):
+        product = covariance_product(energy, y)
+        times = jax.vmap(lambda v: product(v.reshape(y.shape)).reshape(-1), 1, 1)
+
+        def step(state):
+            _, _, image, _, number = state
+            basis = jnp.linalg.qr(image)[0]
+            return *rayleigh_ritz(basis, times(basis)), number + 1
+
+        def unfinished(state):
+            worst = jnp.max(state[3][:num_components])
+            return (worst > tolerance) & (state[4] < max_iterations)
+
+        state = (*rayleigh_ritz(start, times(start)), jnp.ones((), int))
+        values, basis, _, errors, _ = jax.lax.while_loop(unfinished, step, state)
+        components = basis.T[:num_components].reshape(num_components, *y.shape)
+        return values[:num_components], components, errors[:num_components]
+
+    return jax.vmap(one)(y)
+
+
+def local_false_sign_rate(
+    energy: AbstractEnergy,
+    y: Observations,
+    *,
+    chunk_size: int = 1024,
+    progress_bar: bool = True,
+) -> Float[Array, "..."]:
+    r"""Lfsr = min(P(X <= 0 given Y=y), P(X >= 0 given Y=y)) of each coordinate, over any batch.
+
+    The probability of being wrong about the sign of X, if one has to name one. A point mass at
+    zero counts on both sides. Exact for a `MixtureEnergy`; of the Gaussian of matched moments for
+    any other energy, which has no mass at zero.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        chunk_size: How many of them are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        Probabilities, of y's shape.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y does not end in the event shape, or chunk_size is not a positive int.
+
+    Reference:
+        Stephens, False discovery rates: a new deal, Biostatistics 18 (2017).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([0.0, 2.0]), sigma=1.0)
+        >>> neb.empirical_bayes.local_false_sign_rate(energy, jnp.array([1.0]))  # P(X = 0)
+        Array([0.5], dtype=float32)
+    """
+    return _over(_lfsr, energy, y, chunk_size, progress_bar)
+
+
+def _over(fn, energy, y, chunk_size, progress_bar, shape=None):
+    """fn(energy, chunk) over any batch; each result has y's shape, or `shape` behind the batch."""
+    y = _checked(energy, y, chunk_size)
+    flat = y.reshape(-1, *energy.event_shape)
+    out = in_chunks(partial(fn, energy), (flat,), chunk_size, progress_bar)
+    shape = y.shape if shape is None else (*batch_shape_of(y, energy.event_shape), *shape)
+    return jax.tree.map(lambda a: a.reshape(shape), out)
+
+
+def _checked(energy, y, chunk_size):
+    check_energy(energy)
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be a positive int, got {chunk_size!r}")
+    y = y if isinstance(y, jax.Array) else np.asarray(y)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise TypeError(f"y must hold floats, got {y.dtype}")
+    batch_shape_of(y, energy.event_shape)
+    return y
+
+
+@eqx.filter_jit
+def _means(energy, y):
     return jax.vmap(energy.denoise)(y)
+
+
+@eqx.filter_jit
+def _variances(energy, y):
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y).variance
+
+    def one(y):
+        product, size = covariance_product(energy, y), y.size
+
+        def along(i):
+            direction = jax.nn.one_hot(i, size, dtype=y.dtype).reshape(y.shape)
+            return product(direction).reshape(-1)[i]
+
+        return jax.lax.map(along, jnp.arange(size), batch_size=_PRODUCTS).reshape(y.shape)
+
+    return jax.vmap(one)(y)
+
+
+@eqx.filter_jit
+def _covariances(energy, y):
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y).covariance_matrix
+
+    def one(y):
+        product = covariance_product(energy, y)
+        row = lambda v: product(v.reshape(y.shape)).reshape(-1)  # noqa: E731
+        matrix = jax.lax.map(row, jnp.eye(y.size, dtype=y.dtype), batch_size=_PRODUCTS)
+        return (matrix + matrix.T) / 2
+
+    return jax.vmap(one)(y)
+
+
+@eqx.filter_jit
+def _intervals(energy, y, probability):
+    return MixturePosterior(energy, y).interval(probability)
+
+
+@eqx.filter_jit
+def _lfsr(energy, y):
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y).lfsr
+    std = jnp.sqrt(jnp.maximum(_variances(energy, y), jnp.finfo(y.dtype).tiny))
+    return jax.scipy.special.ndtr(-jnp.abs(_means(energy, y)) / std)
+
+
+# How many Jacobian-vector products are made at once for each observation.
+_PRODUCTS = 16

@@ -1,5 +1,9 @@
 """The exact energy of a smoothed mixture: kernel density, nonparametric MLE, Gaussian mixture."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,9 @@ class MixtureEnergy(AbstractEnergy):
     Attributes:
         loc: The mean of X, of shape `event_shape`.
         scale: The standard deviation of X in each coordinate, of shape `event_shape`.
+
+    Memory: components are worked on 2,048 at a time, so a batch of n points needs 2,048 n numbers
+    beside the locations and the result, however many the locations are.
 
     Rounding: a component's log density has an error of about eps R^2 / sigma^2, where eps is the
     dtype's and R the farthest location's distance from `loc`.
@@ -85,8 +92,19 @@ class MixtureEnergy(AbstractEnergy):
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y), normalised: exp(-phi) integrates to one."""
-        offset, logits = self._component_logits(y)
-        return offset - jax.nn.logsumexp(logits)
+        check_event(y, self.event_shape)
+        return self._offset(y) - self._reduce(y, None)[0]
+
+    def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        """-grad phi(y), the components' scores averaged by their responsibilities."""
+        if self.spreads is None:
+            return (self.denoise(y) - y) / self.sigma**2
+
+        def scores(part):
+            scaled = self._rotated(y, part) / (part.spreads + self.sigma**2)
+            return -_product("kij,kj->ki", part.axes, scaled)
+
+        return self.average(y, scores).reshape(self.event_shape)
 
     def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """The jump: the components' posterior means, averaged by their responsibilities.
@@ -94,12 +112,8 @@ class MixtureEnergy(AbstractEnergy):
         E[X given y, i] = m_i + C_i (C_i + sigma^2 I)^-1 (y - m_i). Equal to y - sigma^2 grad phi,
         without the cancellation of two large numbers that this form meets far from the data.
         """
-        responsibilities = jax.nn.softmax(self._component_logits(y)[1])
-        means = self.locs.reshape(len(self.locs), -1)
-        if self.spreads is not None:
-            shrink = self.spreads / (self.spreads + self.sigma**2)
-            means += jnp.einsum("kij,kj->ki", self.axes, shrink * self._rotated(y))
-        return (responsibilities @ means).reshape(self.event_shape)
+        centred = self.average(y, lambda part: self.posterior_means(y, part))
+        return self.loc + centred.reshape(self.event_shape)
 
     def at(self, sigma: ArrayLike) -> "MixtureEnergy":
         """The same law of X at another noise level.
@@ -134,28 +148,120 @@ class MixtureEnergy(AbstractEnergy):
         x = jnp.einsum("...ij,...j->...i", self.axes[index], jnp.sqrt(self.spreads[index]) * z)
         return y + x.reshape(y.shape)
 
-    def _component_logits(self, y):
-        """An offset b and log w_i N(y; m_i, sigma^2 I + C_i) = logits_i - b."""
-        check_event(y, self.event_shape)
-        if self.spreads is None:
-            # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc:
-            # one matrix product for a batch, and the first term, alone large far away, is common.
-            u = (y - self.loc).reshape(-1)
-            v = (self.locs - self.loc[None]).reshape(len(self.locs), -1)
-            cross = jnp.matmul(v, u, precision=jax.lax.Precision.HIGHEST)
-            variance = self.sigma**2
-            offset = u @ u / (2 * variance) + u.size / 2 * jnp.log(2 * jnp.pi * variance)
-            logits = (cross - jnp.sum(v**2, -1) / 2) / variance
-            return offset, self.log_weights + logits
-        variances = self.spreads + self.sigma**2
-        distance = jnp.sum(self._rotated(y) ** 2 / variances, -1)
-        logits = -(distance + jnp.sum(jnp.log(2 * jnp.pi * variances), -1)) / 2
-        return jnp.zeros_like(self.sigma), self.log_weights + logits
+    def average(
+        self,
+        y: Float[Array, "*event"],
+        values: Callable[["Components"], Float[Array, "k *out"]],
+    ) -> Float[Array, "*out"]:
+        """sum_i r_i value_i with r_i = P(i given y): an expectation given Y=y.
 
-    def _rotated(self, y):
-        """The offsets y - m_i along the axes of C_i, of shape (K, d)."""
-        centred = (y[None] - self.locs).reshape(len(self.locs), -1)
-        return jnp.einsum("kji,kj->ki", self.axes, centred, precision=jax.lax.Precision.HIGHEST)
+        Components are worked on `_BLOCK` at a time, so that memory does not grow with their number.
+
+        Args:
+            y: One smoothed signal.
+            values: Maps some of the components to a value for each.
+        """
+        return self._reduce(y, values)[1]
+
+    def _reduce(self, y, values) -> tuple[Any, Any]:
+        """The log of the sum of exp(logits), or the average of the values if there are any."""
+        check_event(y, self.event_shape)
+        whole = self.components
+        count = len(self.locs)
+        if count <= _BLOCK:
+            logits = self._logits(y, whole)
+            if values is None:
+                return jax.nn.logsumexp(logits), None
+            return None, _product("k,k...->...", jax.nn.softmax(logits), values(whole))
+
+        # The softmax of one block after another, rescaled to the largest logit so far.
+        def step(carry, number):
+            # The last block reaches back, and leaves out what the one before has had.
+            start = jnp.minimum(number * _BLOCK, count - _BLOCK)
+            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=_BLOCK)
+            part = jax.tree.map(cut, whole)
+            new = start + jnp.arange(_BLOCK) >= number * _BLOCK
+            logits = jnp.where(new, self._logits(y, part), -jnp.inf)
+            top = jax.lax.stop_gradient(jnp.maximum(carry[0], jnp.max(logits)))
+            shrink, weights = jnp.exp(carry[0] - top), jnp.exp(logits - top)
+            total = shrink * carry[1] + jnp.sum(weights)
+            if values is None:
+                return (top, total, None), None
+            sums = _product("k,k...->...", weights, values(part))
+            return (top, total, sums if carry[2] is None else shrink * carry[2] + sums), None
+
+        lowest = jnp.full((), jnp.finfo(self.sigma.dtype).min, self.sigma.dtype)
+        carry = (lowest, jnp.zeros_like(lowest), None)
+        if values is not None:
+            shapes = jax.eval_shape(lambda: step(carry, 0)[0][2])
+            carry = (*carry[:2], jnp.zeros(shapes.shape, shapes.dtype))
+        # What a gradient needs of a block is computed anew rather than kept.
+        step = jax.checkpoint(step, prevent_cse=False)
+        (top, total, sums), _ = jax.lax.scan(step, carry, jnp.arange(-(-count // _BLOCK)))
+        return top + jnp.log(total), None if sums is None else sums / total
+
+    @property
+    def components(self) -> "Components":
+        """All of the components."""
+        return Components(self.locs, self.log_weights, self.spreads, self.axes)
+
+    def responsibilities(self, y: Float[Array, "*event"]) -> Float[Array, " K"]:
+        """r_i = P(i given Y=y), which sum to one."""
+        check_event(y, self.event_shape)
+        return jax.nn.softmax(self._logits(y, self.components))
+
+    def posterior_means(
+        self, y: Float[Array, "*event"], part: "Components | None" = None
+    ) -> Float[Array, "k d"]:
+        """E[X given y, i] - loc of all or some of the components."""
+        part = self.components if part is None else part
+        means = (part.locs - self.loc[None]).reshape(len(part.locs), -1)
+        if part.spreads is None:
+            return means
+        shrink = part.spreads / (part.spreads + self.sigma**2)
+        return means + _product("kij,kj->ki", part.axes, shrink * self._rotated(y, part))
+
+    def _offset(self, y):
+        """What all the logits lack where C_i = 0: far away it is large, and it is common."""
+        if self.spreads is not None:
+            return jnp.zeros_like(self.sigma)
+        variance = self.sigma**2
+        distance = jnp.sum((y - self.loc) ** 2)
+        return distance / (2 * variance) + y.size / 2 * jnp.log(2 * jnp.pi * variance)
+
+    def _logits(self, y, part):
+        """Log w_i N(y; m_i, sigma^2 I + C_i) of some of the components, plus `_offset`."""
+        if part.spreads is None:
+            # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc:
+            # one matrix product for a batch.
+            u = (y - self.loc).reshape(-1)
+            v = (part.locs - self.loc[None]).reshape(len(part.locs), -1)
+            logits = (_product("kd,d->k", v, u) - jnp.sum(v**2, -1) / 2) / self.sigma**2
+            return part.log_weights + logits
+        variances = part.spreads + self.sigma**2
+        distance = jnp.sum(self._rotated(y, part) ** 2 / variances, -1)
+        logits = -(distance + jnp.sum(jnp.log(2 * jnp.pi * variances), -1)) / 2
+        return part.log_weights + logits
+
+    def _rotated(self, y, part):
+        """The offsets y - m_i along the axes of C_i, of shape (k, d)."""
+        centred = (y[None] - part.locs).reshape(len(part.locs), -1)
+        return _product("kji,kj->ki", part.axes, centred)
+
+
+class Components(NamedTuple):
+    """Some of a mixture's components: their locations, log weights and factorised covariances."""
+
+    locs: Float[Array, "k *event"]
+    log_weights: Float[Array, " k"]
+    spreads: Float[Array, "k d"] | None
+    axes: Float[Array, "k d d"] | None
+
+
+# How many components are worked on at once.
+_BLOCK = 2048
+
+_product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _finite(name, value):

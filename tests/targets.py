@@ -119,3 +119,17 @@ def independent_draws(kernel, *, num_chains, num_draws, key=0):
     )
     mcmc.run(jax.random.key(key))
     return {name: np.asarray(draws) for name, draws in mcmc.get_samples().items()}
+
+
+def array_shapes(fn, *args):
+    """The shapes of all arrays that the program of fn makes, inner programs included."""
+
+    def shapes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (tuple(getattr(v.aval, "shape", ())) for v in equation.outvars)
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else [value]:
+                    inner = getattr(inner, "jaxpr", inner)
+                    yield from shapes(inner) if hasattr(inner, "eqns") else ()
+
+    return set(shapes(jax.make_jaxpr(fn)(*args).jaxpr))

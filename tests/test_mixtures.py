@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 import targets
 
 import numpyro_neb as neb
+from numpyro_neb import mixtures
 
 RNG = np.random.default_rng(0)
 LOCS = RNG.normal(size=(6, 3)) * 2 + 5
@@ -101,6 +104,41 @@ def test_one_dimensional_data():
     y = jnp.array(0.3)
     np.testing.assert_allclose(energy.denoise(y), np.tanh(0.3 / 0.25), rtol=1e-5)
     assert energy.sample(jax.random.key(0), (4,)).shape == (4,)
+
+
+@pytest.mark.parametrize(("log_weights", "covariances"), CASES)
+def test_blocks_do_not_show(log_weights, covariances, x64, strict, monkeypatch):
+    """Six components in two blocks, which overlap: values and derivatives of every kind."""
+
+    def everything(y, sigma):
+        energy = neb.MixtureEnergy(LOCS, SIGMA, log_weights, covariances).at(sigma)
+        functions = [energy.__call__, energy.score, energy.denoise, jax.hessian(energy)]
+        functions += [jax.grad(energy), jax.jacfwd(energy.denoise), jax.jacrev(energy.score)]
+        return [fn(y) for fn in functions], jax.grad(lambda s: energy.at(s)(y))(sigma)
+
+    points = jnp.asarray(POINTS[::3])
+    whole = jax.vmap(everything, (0, None))(points, SIGMA)
+    monkeypatch.setattr(mixtures, "_BLOCK", 4)
+    parts = jax.vmap(everything, (0, None))(points, SIGMA)
+    close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    jax.tree.map(close, parts, whole)
+
+
+def test_blocks_where_the_first_ones_weigh_nothing(monkeypatch):
+    monkeypatch.setattr(mixtures, "_BLOCK", 2)
+    log_weights = jnp.array([-jnp.inf, -jnp.inf, -jnp.inf, 0.0, -jnp.inf])
+    energy = neb.MixtureEnergy(jnp.arange(5.0), 0.01, log_weights)
+    np.testing.assert_allclose(energy.denoise(jnp.array(-100.0)), 3.0, rtol=1e-6)
+    assert jnp.isfinite(energy(jnp.array(-100.0)))
+
+
+def test_memory_is_that_of_a_block():
+    """No array with more rows than a block is as long as the batch, nor a second copy of locs."""
+    locs = jax.random.normal(jax.random.key(0), (10_000, 3))
+    energy, y = neb.MixtureEnergy(locs, SIGMA), jnp.zeros((500, 3))
+    for fn in (energy.__call__, energy.score, energy.denoise, jax.grad(energy)):
+        largest = max(np.prod(shape) for shape in targets.array_shapes(jax.vmap(fn), y))
+        assert largest <= mixtures._BLOCK * len(y)
 
 
 @pytest.mark.parametrize(

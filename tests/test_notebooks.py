@@ -12,12 +12,13 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 def test_runs_and_draws_its_pictures(path, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures go into the notebook
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": tmp_path}}).execute()
     for number, cell in enumerate(notebook.cells):
         outputs = cell.get("outputs", [])
         warned = [out.text for out in outputs if "Warning" in out.get("text", "")]
         # ArviZ 0.23 announces its successor on import.
-        assert all("ArviZ is undergoing a major refactor" in text for text in warned)
+        unexpected = [t for t in warned if "ArviZ is undergoing a major refactor" not in t]
+        assert not unexpected
         if cell.cell_type == "code" and ("plot_" in cell.source or "plots." in cell.source):
             assert any("image/png" in out.get("data", {}) for out in outputs), number
 

@@ -21,7 +21,9 @@ ARROWS = {
     "densities": {"energies", "convolutions", "distributions"},
     "kernels": {"energies", "integrators", "adaptation", "densities"},
     "normalizer": {"energies", "integrators"},
-    "empirical_bayes": {"energies", "mixtures", "distributions", "normalizer"},
+    "posteriors": {"energies", "mixtures", "convolutions"},
+    "normal_means": {"mixtures", "posteriors"},
+    "empirical_bayes": {"energies", "mixtures", "normalizer", "posteriors", "normal_means"},
     "diagnostics": {"kernels"},
     "plots": set(),
     "priors": {"energies", "distributions"},
@@ -50,7 +52,17 @@ def in_a_new_process(code):
 
 def test_the_front_door_is_quick():
     """Heavy libraries load on first use, and no device starts."""
-    late = ["arviz", "matplotlib", "diffrax", "flax", "sklearn", "xarray", "pandas"]
+    late = [
+        "arviz",
+        "matplotlib",
+        "diffrax",
+        "lineax",
+        "optimistix",
+        "flax",
+        "sklearn",
+        "xarray",
+        "pandas",
+    ]
     code = f"""
 import sys, numpyro_neb
 print([m for m in {late} if m in sys.modules])

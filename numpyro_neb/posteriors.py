@@ -1,0 +1,442 @@
+"""The law of X given Y=y: exact for a mixture, a Gaussian of matched moments otherwise."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.scipy.special import ndtr, ndtri
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+from numpyro.distributions import Distribution, constraints
+from tqdm.auto import tqdm
+
+from numpyro_neb.convolutions import as_matrix_products
+from numpyro_neb.energies import AbstractEnergy, batch_shape_of
+from numpyro_neb.mixtures import MixtureEnergy
+
+
+class _Posterior(Distribution):
+    """What the two posteriors share: a law of X with the event shape of an energy.
+
+    `cdf`, `icdf` and `lfsr` are those of each coordinate by itself.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012 (NumPyro declares it so)
+
+    @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
+    def support(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """All of R^d."""
+        return constraints.independent(constraints.real, self.event_dim)
+
+    @property
+    def has_rsample(self) -> bool:
+        """False: a draw of the component has no derivative."""
+        return False
+
+    @property
+    def stddev(self) -> Float[Array, "..."]:
+        """The standard deviation of each coordinate."""
+        return jnp.sqrt(self.variance)
+
+    def interval(self, probability: float = 0.9) -> tuple[Array, Array]:
+        """Equal-tailed credible intervals, one for each coordinate: the lower and upper ends."""
+        tail = (1 - probability) / 2
+        return self.icdf(tail), self.icdf(1 - tail)
+
+
+class MixturePosterior(_Posterior):
+    r"""The exact law of X given Y=y under a `MixtureEnergy`, itself a mixture.
+
+        sum_i r_i N(m_i + C_i (C_i + sigma^2 I)^-1 (y - m_i), sigma^2 C_i (C_i + sigma^2 I)^-1)
+
+    with the responsibilities r_i = P(i given y). With C_i = 0 it lives on the locations, and
+    `log_prob` is the log of a probability, not of a density: -inf away from them.
+
+    Args:
+        energy: The mixture.
+        y: Observations, of shape (*batch, *event_shape).
+        sigma: The noise of each, of y's batch shape; by default the energy's.
+
+    Reference:
+        Miyasawa 1961; Stephens, False discovery rates: a new deal, Biostatistics 18 (2017), for the
+        local false sign rate.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0)
+        >>> posterior = neb.posterior_distribution(energy, jnp.array([-0.5, 0.0]))
+        >>> posterior.mean  # tanh(y / sigma^2)
+        Array([-0.46211717,  0.        ], dtype=float32)
+        >>> print(posterior.lfsr)  # P(X = 1 given y), 1 / (1 + e) and 1/2
+        [0.2689414 0.5      ]
+    """
+
+    pytree_data_fields = ("_arrays", "y", "sigma")
+    pytree_aux_fields = ("_static",)
+
+    def __init__(
+        self,
+        energy: MixtureEnergy,
+        y: Float[Array, "..."],
+        sigma: Float[Array, "*batch"] | None = None,
+        *,
+        validate_args: bool | None = None,
+    ):
+        self._arrays, self._static = eqx.partition(energy, eqx.is_array)
+        batch = batch_shape_of(y, energy.event_shape)
+        self.y = y
+        self.sigma = jnp.broadcast_to(energy.sigma if sigma is None else sigma, batch)
+        super().__init__(batch, energy.event_shape, validate_args=validate_args)
+
+    @property
+    def energy(self) -> MixtureEnergy:
+        """The mixture."""
+        return eqx.combine(self._arrays, self._static)
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        """E[X given Y=y]."""
+        return self._each(_mean)
+
+    @property
+    def variance(self) -> Float[Array, "..."]:
+        """Var(X given Y=y) of each coordinate."""
+        return self._each(_variance)
+
+    @property
+    def covariance_matrix(self) -> Float[Array, "*batch d d"]:
+        """Cov(X given Y=y), over the flattened event."""
+        return self._each(_covariance)
+
+    @property
+    def lfsr(self) -> Float[Array, "..."]:
+        """The local false sign rate of each coordinate, min(P(X <= 0), P(X >= 0)) given Y=y."""
+        zero = jnp.zeros((), self.y.dtype)
+        below = self._each(partial(_cdf, x=zero, include=True))
+        strictly = self._each(partial(_cdf, x=zero, include=False))
+        return jnp.minimum(below, jnp.maximum(1 - strictly, 0))
+
+    def cdf(self, value: ArrayLike) -> Float[Array, "..."]:
+        """P(X <= value given Y=y) of each coordinate."""
+        value = jnp.broadcast_to(jnp.asarray(value, self.y.dtype), self.y.shape)
+        return self._each(lambda energy, y, x: _cdf(energy, y, x, include=True), value)
+
+    def icdf(self, q: ArrayLike) -> Float[Array, "..."]:
+        """The quantile at q of each coordinate: the least value whose `cdf` reaches q."""
+        q = jnp.broadcast_to(jnp.asarray(q, self.y.dtype), self.y.shape)
+        quantile = _quantile_of_atoms if self.energy.spreads is None else _quantile_of_gaussians
+        return self._each(quantile, q)
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
+        if key is None:
+            raise TypeError("key must be a JAX random key, got None")
+        keys = jax.random.split(key, self.batch_shape)
+        draws = self._each(partial(_draws, shape=tuple(sample_shape)), keys)
+        rank, size = len(self.batch_shape), len(sample_shape)
+        return jnp.moveaxis(draws, range(rank, rank + size), range(size))
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:  # noqa: ARG002
+        """The log density at `value`; where C_i = 0, the log probability of it."""
+        energy, value = self.energy, jnp.asarray(value)
+        spreads = energy.spreads
+        if spreads is not None and not isinstance(spreads, Tracer) and not np.all(spreads > 0):
+            raise ValueError("log_prob needs a mixture whose covariances are positive definite")
+        batch = jnp.broadcast_shapes(batch_shape_of(value, self.event_shape), self.batch_shape)
+        shape = (*batch, *self.event_shape)
+        wide = jnp.broadcast_to(self.y, shape), jnp.broadcast_to(self.sigma, batch)
+        value = jnp.broadcast_to(value, shape)
+        return MixturePosterior(energy, *wide)._each(_log_prob, value)
+
+    def _each(self, fn: Callable, *values: Array) -> Any:
+        """fn(energy, y, *values) for each observation, so many at once as `_SIZE` allows."""
+        energy, batch = self.energy, self.batch_shape
+        operands = (self.y, self.sigma, *values)
+        operands = tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in operands)
+
+        def one(operands):
+            y, sigma, *rest = operands
+            return fn(eqx.tree_at(lambda e: e.sigma, energy, sigma), y, *rest)
+
+        at_once = max(1, _SIZE // energy.locs.size)
+        if len(operands[0]) <= at_once:
+            out = jax.vmap(one)(operands)
+        else:
+            out = jax.lax.map(one, operands, batch_size=at_once)
+        return out.reshape(*batch, *out.shape[1:])
+
+
+class GaussianPosterior(_Posterior):
+    r"""The Gaussian with the mean and the covariance of X given Y=y.
+
+    Not the law of X given Y, unless X is Gaussian, but the two moments that an energy knows of it.
+
+    Args:
+        mean: E[X given Y=y], of shape (*batch, *event_shape).
+        covariance_matrix: Cov(X given Y=y) over the flattened event, of shape (*batch, d, d). A
+            learned energy's need not be positive definite: an eigenvalue below the least that the
+            dtype tells from zero beside the largest is raised to that, and `projected` is the share
+            of those that were.
+
+    Reference:
+        Efron, Tweedie's formula and selection bias, JASA 106 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> from numpyro_neb.posteriors import GaussianPosterior
+        >>> posterior = GaussianPosterior(jnp.zeros(2), jnp.diag(jnp.array([1.0, 4.0])))
+        >>> posterior.lfsr
+        Array([0.5, 0.5], dtype=float32)
+    """
+
+    pytree_data_fields = ("loc", "axes", "roots", "projected")
+
+    def __init__(
+        self,
+        mean: Float[Array, "..."],
+        covariance_matrix: Float[Array, "*batch d d"],
+        *,
+        validate_args: bool | None = None,
+    ):
+        values, self.axes = jnp.linalg.eigh(covariance_matrix)
+        least = jnp.finfo(values.dtype).eps * values.shape[-1] * jnp.abs(values).max(-1)
+        least = jnp.maximum(least, jnp.finfo(values.dtype).tiny)[..., None]
+        self.projected = jnp.mean(values < -least, -1, dtype=values.dtype)
+        self.roots = jnp.sqrt(jnp.maximum(values, least))
+        self.loc = mean
+        rank = covariance_matrix.ndim - 2
+        super().__init__(mean.shape[:rank], mean.shape[rank:], validate_args=validate_args)
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        """E[X given Y=y]."""
+        return self.loc
+
+    @property
+    def covariance_matrix(self) -> Float[Array, "*batch d d"]:
+        """Cov(X given Y=y), over the flattened event."""
+        scaled = self.axes * self.roots[..., None, :]
+        return scaled @ jnp.swapaxes(scaled, -1, -2)
+
+    @property
+    def variance(self) -> Float[Array, "..."]:
+        """Var(X given Y=y) of each coordinate."""
+        variance = jnp.sum((self.axes * self.roots[..., None, :]) ** 2, -1)
+        return variance.reshape(self.loc.shape)
+
+    @property
+    def lfsr(self) -> Float[Array, "..."]:
+        """The local false sign rate of each coordinate, min(P(X <= 0), P(X >= 0)) given Y=y."""
+        return ndtr(-jnp.abs(self.loc) / self.stddev)
+
+    def cdf(self, value: ArrayLike) -> Float[Array, "..."]:
+        """P(X <= value given Y=y) of each coordinate."""
+        return ndtr((value - self.loc) / self.stddev)
+
+    def icdf(self, q: ArrayLike) -> Float[Array, "..."]:
+        """The quantile at q of each coordinate."""
+        return self.loc + self.stddev * ndtri(jnp.asarray(q, self.loc.dtype))
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
+        if key is None:
+            raise TypeError("key must be a JAX random key, got None")
+        noise = jax.random.normal(key, (*sample_shape, *self.roots.shape), self.roots.dtype)
+        x = jnp.einsum("...ij,...j->...i", self.axes, self.roots * noise)
+        return self.loc + x.reshape(*sample_shape, *self.loc.shape)
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:  # noqa: ARG002
+        """The log density at `value`."""
+        value = jnp.asarray(value)
+        batch = batch_shape_of(value, self.event_shape)
+        centred = jnp.broadcast_to(
+            value - self.loc, jnp.broadcast_shapes(value.shape, self.loc.shape)
+        )
+        centred = centred.reshape(*jnp.broadcast_shapes(batch, self.batch_shape), -1)
+        scaled = jnp.einsum("...ij,...i->...j", self.axes, centred) / self.roots
+        return -jnp.sum(scaled**2 / 2 + jnp.log(self.roots) + jnp.log(2 * jnp.pi) / 2, -1)
+
+
+def covariance_product(
+    energy: AbstractEnergy, y: Float[Array, "*event"]
+) -> Callable[[Float[Array, "*event"]], Float[Array, "*event"]]:
+    """The map of v to Cov(X given Y=y) v, without the matrix.
+
+    For a mixture an average over its components; for another energy sigma^2 times a
+    Jacobian-vector product of the jump, whose convolutions are matrix products: it may be used in a
+    compiled loop.
+
+    Args:
+        energy: The energy.
+        y: One observation, of shape `event_shape`.
+    """
+    if isinstance(energy, MixtureEnergy):
+        mean = _mean(energy, y).reshape(-1) - energy.loc.reshape(-1)
+
+        def product(v):
+            def values(part):
+                centred = energy.posterior_means(y, part) - mean[None]
+                along = (centred @ v.reshape(-1))[:, None] * centred
+                if part.spreads is None:
+                    return along
+                within = _shrunk(energy, part) * jnp.einsum("kji,j->ki", part.axes, v.reshape(-1))
+                return along + jnp.einsum("kij,kj->ki", part.axes, within)
+
+            return energy.average(y, values).reshape(v.shape)
+
+        return product
+    _, jacobian = jax.linearize(as_matrix_products(energy.denoise), y)
+    return lambda v: energy.sigma**2 * jacobian(v)
+
+
+def in_chunks(
+    fn: Callable, operands: tuple[Array | np.ndarray, ...], chunk_size: int, progress_bar: bool
+) -> Any:
+    """fn(*operands), on `chunk_size` of their rows at a time.
+
+    Between compiled calls, since a loop inside one is slow with convolutions on CPUs. A bar appears
+    where it takes longer than a second.
+
+    Args:
+        fn: Maps arrays with a common first dimension to a pytree of arrays with that dimension.
+        operands: The arrays.
+        chunk_size: Rows at a time.
+        progress_bar: Whether to show a tqdm bar.
+    """
+    count = len(operands[0])
+    if any(isinstance(a, Tracer) for a in operands) or count <= chunk_size:
+        return fn(*map(jnp.asarray, operands))
+    outs: list[Any] = []
+    with tqdm(total=count, disable=not progress_bar, delay=1, unit="y") as bar:
+        for start in range(0, count, chunk_size):
+            # The last chunk reaches back, so that one compiled shape serves all.
+            begin = min(start, count - chunk_size)
+            out = fn(*(jnp.asarray(a[begin : begin + chunk_size]) for a in operands))
+            # Held by the host: a device keeps no more than the result.
+            outs.append(jax.tree.map(lambda a, n=start - begin: np.asarray(a)[n:], out))
+            bar.update(begin + chunk_size - start)
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *outs)
+
+
+# As many observations are worked on at once as keep the components' numbers below this.
+_SIZE = 2**22
+
+
+def _mean(energy, y):
+    return energy.denoise(y)
+
+
+def _variance(energy, y):
+    mean = _mean(energy, y).reshape(-1) - energy.loc.reshape(-1)
+
+    def values(part):
+        return (energy.posterior_means(y, part) - mean[None]) ** 2 + _variances(energy, part)
+
+    return energy.average(y, values).reshape(y.shape)
+
+
+def _covariance(energy, y):
+    r, means = energy.responsibilities(y), energy.posterior_means(y)
+    centred = means - (r @ means)[None]
+    between = (r[:, None] * centred).T @ centred
+    if energy.spreads is None:
+        return between
+    shrunk = _shrunk(energy, energy.components)
+    return between + jnp.einsum("k,kij,kj,klj->il", r, energy.axes, shrunk, energy.axes)
+
+
+def _variances(energy, part):
+    """Var(X given y, i) of each coordinate, of shape (k, d); of shape (1, 1) where it is zero."""
+    if part.spreads is None:
+        return jnp.zeros((1, 1), energy.sigma.dtype)
+    return jnp.einsum("kij,kj->ki", part.axes**2, _shrunk(energy, part))
+
+
+def _shrunk(energy, part):
+    """The eigenvalues of Cov(X given y, i), sigma^2 C_i (C_i + sigma^2 I)^-1."""
+    return energy.sigma**2 * part.spreads / (part.spreads + energy.sigma**2)
+
+
+def _coordinates(energy, y):
+    """Each coordinate's mixture given y: weights (K,), means and standard deviations (K, d)."""
+    means = energy.posterior_means(y) + energy.loc.reshape(1, -1)
+    deviations = jnp.sqrt(_variances(energy, energy.components))
+    return energy.responsibilities(y), means, deviations
+
+
+def _cdf(energy, y, x, include):
+    if energy.spreads is None:
+        # Not by way of `posterior_means`: whether a location is exactly zero has to survive.
+        locs = energy.locs.reshape(len(energy.locs), -1)
+        x = jnp.broadcast_to(x, y.shape).reshape(1, -1)
+        below = locs <= x if include else locs < x
+        return jnp.sum(jnp.where(below, energy.responsibilities(y)[:, None], 0), 0).reshape(y.shape)
+    weights, means, deviations = _coordinates(energy, y)
+    x = jnp.broadcast_to(x, y.shape).reshape(-1)
+    return (weights @ _normal_cdf(x[None], means, deviations)).reshape(y.shape)
+
+
+def _normal_cdf(x, mean, deviation):
+    # A deviation of zero is a step.
+    tiny = jnp.finfo(mean.dtype).tiny
+    return ndtr((x - mean) / jnp.maximum(deviation, tiny))
+
+
+def _quantile_of_atoms(energy, y, q):
+    locs = energy.locs.reshape(len(energy.locs), -1)
+    order = jnp.argsort(locs, axis=0)
+    reached = jnp.cumsum(energy.responsibilities(y)[order], axis=0)
+    # What rounding leaves the sum short of one must not move the last quantile.
+    reached = reached / reached[-1:] >= q.reshape(1, -1)
+    first = jnp.argmax(reached, axis=0)
+    coordinate = jnp.arange(locs.shape[1])
+    return locs[order[first, coordinate], coordinate].reshape(y.shape)
+
+
+def _quantile_of_gaussians(energy, y, q):
+    import optimistix as optx
+
+    weights, means, deviations = _coordinates(energy, y)
+
+    def one(q, means, deviations):
+        # The quantile of the mixture lies between those of its components.
+        ends = means + deviations * ndtri(q)
+        lower, upper = jnp.min(ends), jnp.max(ends)
+        margin = jnp.finfo(q.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper)) * 8
+        bracket = {"lower": lower - margin, "upper": upper + margin}
+        short = lambda x, _: weights @ _normal_cdf(x, means, deviations) - q  # noqa: E731
+        solver = optx.Bisection(rtol=1e-6, atol=0.0, expand_if_necessary=True)
+        start = (lower + upper) / 2
+        return optx.root_find(short, solver, start, options=bracket, throw=False).value
+
+    return jax.vmap(one, (0, 1, 1))(q.reshape(-1), means, deviations).reshape(y.shape)
+
+
+def _draws(energy, y, key, shape):
+    key_component, key_within = jax.random.split(key)
+    count = len(energy.locs)
+    index = jax.random.choice(key_component, count, shape, p=energy.responsibilities(y))
+    if energy.spreads is None:
+        return energy.locs[index]
+    shrunk = _shrunk(energy, energy.components)
+    z = jax.random.normal(key_within, (*shape, shrunk.shape[1]), y.dtype)
+    within = jnp.einsum("...ij,...j->...i", energy.axes[index], jnp.sqrt(shrunk[index]) * z)
+    x = energy.posterior_means(y)[index] + energy.loc.reshape(-1) + within
+    return x.reshape(*shape, *y.shape)
+
+
+def _log_prob(energy, y, x):
+    log_r = jnp.log(energy.responsibilities(y))
+    if energy.spreads is None:
+        here = jnp.all((energy.locs == x[None]).reshape(len(energy.locs), -1), axis=1)
+        return jax.nn.logsumexp(jnp.where(here, log_r, -jnp.inf))
+    shrunk = _shrunk(energy, energy.components)
+    centred = (x - energy.loc).reshape(1, -1) - energy.posterior_means(y)
+    along = jnp.einsum("kij,ki->kj", energy.axes, centred)
+    logs = jnp.sum(along**2 / shrunk + jnp.log(2 * jnp.pi * shrunk), axis=1)
+    return jax.nn.logsumexp(log_r - logs / 2)
