@@ -367,16 +367,19 @@ def _components(energy, y, num_components, tolerance, max_iterations):
         times = jax.vmap(lambda v: product(v.reshape(y.shape)).reshape(-1), 1, 1)
 
         def step(state):
-            _, _, image, _, number = state
-            basis = jnp.linalg.qr(image)[0]
-            return *rayleigh_ritz(basis, times(basis)), number + 1
+            values, basis, image, _, shift, number = state
+            # Else a badly fitted energy's negative variances, if large, would drown the others.
+            shift = jnp.maximum(shift, -values[-1])
+            basis = jnp.linalg.qr(image + shift * basis)[0]
+            return *rayleigh_ritz(basis, times(basis)), shift, number + 1
 
         def unfinished(state):
             worst = jnp.max(state[3][:num_components])
-            return (worst > tolerance) & (state[4] < max_iterations)
+            return (worst > tolerance) & (state[5] < max_iterations)
 
-        state = (*rayleigh_ritz(start, times(start)), jnp.ones((), int))
-        values, basis, _, errors, _ = jax.lax.while_loop(unfinished, step, state)
+        begin = rayleigh_ritz(start, times(start))
+        state = (*begin, jnp.zeros((), y.dtype), jnp.ones((), int))
+        values, basis, _, errors, _, _ = jax.lax.while_loop(unfinished, step, state)
         components = basis.T[:num_components].reshape(num_components, *y.shape)
         return values[:num_components], components, errors[:num_components]
 

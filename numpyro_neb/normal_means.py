@@ -93,8 +93,8 @@ class MixtureFit:
         """
         y, sigma = _checked(y, sigma)
         if y.shape[1:] != self.energy.event_shape:
-            shape = self.energy.event_shape
-            raise ValueError(f"y must have shape (m, *{shape}), got {y.shape}")
+            shape = _shape("m", self.energy.event_shape)
+            raise ValueError(f"y must have shape {shape}, got {y.shape}")
         new = (jnp.asarray(y, float), jnp.asarray(sigma, float))
         return MixtureFit(self.energy, *new, self.duality_gap, self.num_iterations)
 
@@ -365,7 +365,7 @@ def _candidates(y, sigma, locs):
     if locs is not None:
         locs = np.asarray(locs, float)
         if locs.ndim != y.ndim or locs.shape[1:] != y.shape[1:] or len(locs) == 0:
-            raise ValueError(f"locs must have shape (K, *{y.shape[1:]}), got {locs.shape}")
+            raise ValueError(f"locs must have shape {_shape('K', y.shape[1:])}, got {locs.shape}")
         if not np.all(np.isfinite(locs)):
             raise ValueError("locs must be finite, got NaN or infinity")
         return np.unique(locs, axis=0)
@@ -378,6 +378,10 @@ def _candidates(y, sigma, locs):
     # Multiples of the spacing: zero, a common truth, is one of them.
     spacing = (high - low) / count
     return spacing * np.arange(np.floor(low / spacing), np.ceil(high / spacing) + 1)
+
+
+def _shape(first, rest):
+    return f"({first}, {', '.join(map(str, rest))})" if rest else f"({first},)"
 
 
 def _checked(y, sigma):
