@@ -12,12 +12,17 @@ from numpyro_neb.empirical_bayes import (
     posterior_mean,
     posterior_std,
 )
-from numpyro_neb.energies import AbstractEnergy, NetworkEnergy, ResidualEnergy
+from numpyro_neb.energies import (
+    AbstractEnergy,
+    ConditionalEnergy,
+    NetworkEnergy,
+    ResidualEnergy,
+)
 from numpyro_neb.geometry import critical_sigma, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.normal_means import MixtureFit, fit_mixture
-from numpyro_neb.objectives import denoising_loss
+from numpyro_neb.objectives import denoising_loss, sure_loss
 from numpyro_neb.priors import learned_prior
 from numpyro_neb.serialization import load, save
 from numpyro_neb.training import FitResult, fit
@@ -29,6 +34,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AbstractEnergy",
+    "ConditionalEnergy",
     "FitResult",
     "MixtureEnergy",
     "MixtureFit",
@@ -53,6 +59,7 @@ __all__ = [
     "posterior_std",
     "save",
     "sphere_overlaps",
+    "sure_loss",
     "to_arviz",
 ]
 

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, ExpandedDistribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
-from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position, over_batch
+from numpyro_neb.batching import over_batch
+from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position
 from numpyro_neb.integrators import BAOAB, Target, walk
 from numpyro_neb.mixtures import MixtureEnergy
 

@@ -16,7 +16,8 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from numpyro_neb.energies import AbstractEnergy, batch_shape_of, check_energy
+from numpyro_neb.batching import batch_shape_of, in_chunks
+from numpyro_neb.energies import AbstractEnergy, check_energy
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.normal_means import MixtureFit as MixtureFit
 from numpyro_neb.normal_means import fit_mixture as fit_mixture
@@ -25,7 +26,6 @@ from numpyro_neb.posteriors import (
     GaussianPosterior,
     MixturePosterior,
     covariance_product,
-    in_chunks,
 )
 
 if TYPE_CHECKING:

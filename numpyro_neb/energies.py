@@ -5,24 +5,34 @@ module of one's own are interchangeable.
 """
 
 import abc
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.nn
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from numpyro_neb.activations import name_functions, restore_functions
+
 _BUFFERS = ("sigma", "loc", "scale")
 
 
-class AbstractEnergy(eqx.Module):
+class _Picklable(eqx.Module):
+    def __getstate__(self) -> dict[str, Any]:
+        # jax.nn's activations do not pickle (each is a compiled wrapper that answers to the name of
+        # the function inside), so an energy pickles their public names instead.
+        return {k: name_functions(v) for k, v in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, restore_functions(value))
+
+
+class AbstractEnergy(_Picklable):
     r"""The energy phi of the smoothed signal Y = X + N(0, sigma^2 I), f(y) ∝ exp(-phi(y)).
 
     A subclass has four fields and one method, `__call__(y) -> scalar`. It takes one unbatched `y`
@@ -81,16 +91,6 @@ class AbstractEnergy(eqx.Module):
             Robbins 1956; Miyasawa 1961; NEB equation 3.
         """
         return y + self.sigma**2 * self.score(y)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # jax.nn's activations do not pickle (each is a compiled wrapper that answers to the name of
-        # the function inside), so an energy pickles their public names instead.
-        return {k: jax.tree.map(_name_function, v) for k, v in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            value = jax.tree.map(_find_function, value, is_leaf=_is_named)
-            object.__setattr__(self, name, value)
 
 
 class NetworkEnergy(AbstractEnergy):
@@ -222,7 +222,105 @@ class Frozen(eqx.Module):
     value: PyTree
 
 
-def trainable(energy: AbstractEnergy) -> PyTree[bool]:
+class ConditionalEnergy(_Picklable):
+    r"""One network for a range of noise levels: `at(sigma)` is the energy at one of them.
+
+    phi(y; sigma) = norm(y - r(y, t))^2 / (2 sigma^2), r(y, t) = loc + scale network((y - loc) /
+    scale, t), where t goes from -1 to 1 as log sigma goes through the range. It carries one prior
+    to data of other noise levels. `fit` trains it on clean data: `denoising_loss` draws a sigma for
+    each example, log-uniformly, and counts its squared error in units of sigma^2.
+
+    Args:
+        network: Maps an array of shape `event_shape` and the scalar t to an array of that shape, as
+            `networks.MLP(..., conditional=True)` does.
+        event_shape: The shape of one y.
+        sigma_range: The least and the greatest sigma.
+        loc: The mean of X, a scalar or of shape `event_shape`.
+        scale: The standard deviation of X, a positive scalar or of shape `event_shape`.
+
+    Raises:
+        ValueError: If sigma_range is not two rising, positive numbers, scale is not positive, a
+            shape does not fit, or the network's output is not of shape `event_shape`.
+
+    Reference:
+        Song and Ermon, Generative modeling by estimating gradients of the data distribution,
+        NeurIPS 2019, for one network and many noise levels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> mlp = neb.networks.MLP((2,), width_size=8, depth=2, conditional=True,
+        ...                        key=jax.random.key(0))
+        >>> energies = neb.ConditionalEnergy(mlp, (2,), sigma_range=(0.1, 1.0))
+        >>> energies.at(0.5).denoise(jnp.zeros(2)).shape
+        (2,)
+    """
+
+    network: Callable[[Float[Array, "*event"], Float[Array, ""]], Float[Array, "*event"]]
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    sigma_range: tuple[float, float] = eqx.field(static=True)
+    loc: Float[Array, "..."]
+    scale: Float[Array, "..."]
+
+    def __init__(
+        self,
+        network: Callable,
+        event_shape: tuple[int, ...],
+        sigma_range: tuple[float, float],
+        loc: ArrayLike = 0.0,
+        scale: ArrayLike = 1.0,
+    ):
+        low, high = (float(end) for end in sigma_range)
+        if not 0 < low < high < float("inf"):
+            raise ValueError(f"sigma_range must be two rising, positive numbers, got {sigma_range}")
+        self.network, self.sigma_range = network, (low, high)
+        _, self.event_shape, self.loc, self.scale = _buffers(high, event_shape, loc, scale)
+
+    def __check_init__(self):
+        t = jnp.zeros(())
+        network = lambda y: self.network(y, t)  # noqa: E731
+        _check_network(network if callable(self.network) else None, *[self.event_shape] * 2)
+
+    def at(self, sigma: ArrayLike) -> ResidualEnergy:
+        """The energy at one noise level.
+
+        Args:
+            sigma: The noise's standard deviation, in `sigma_range`.
+
+        Raises:
+            ValueError: If sigma is outside `sigma_range`, where the network knows nothing.
+        """
+        low, high = self.sigma_range
+        sigma = positive_scalar("sigma", sigma)
+        slack = 1e-6  # a float32 of the range's own ends lies in it
+        if not isinstance(sigma, Tracer) and not low * (1 - slack) <= sigma <= high * (1 + slack):
+            raise ValueError(f"sigma must be in sigma_range = ({low:g}, {high:g}), got {sigma:g}")
+        return self.unchecked_at(sigma)
+
+    def unchecked_at(self, sigma: Float[Array, ""]) -> ResidualEnergy:
+        """`at`, for a sigma that is known to be in the range."""
+        low, high = self.sigma_range
+        t = 2 * (jnp.log(sigma) - jnp.log(low)) / (jnp.log(high) - jnp.log(low)) - 1
+        network = AtLevel(self.network, Frozen(t))
+        return ResidualEnergy(network, sigma, self.event_shape, self.loc, self.scale)
+
+
+class AtLevel(eqx.Module):
+    """A conditional network at one noise level, t: what `ConditionalEnergy.at` gives an energy.
+
+    Attributes:
+        network: The network of y and t.
+        level: t, from -1 at the least sigma to 1 at the greatest. It never trains.
+    """
+
+    network: Callable
+    level: Frozen
+
+    def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        """network(y, t)."""
+        return self.network(y, self.level.value)
+
+
+def trainable(energy: AbstractEnergy | ConditionalEnergy) -> PyTree[bool]:
     """The filter of what `fit` trains: every inexact array but sigma, loc, scale and the `Frozen`.
 
     Args:
@@ -270,54 +368,12 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
     return loc + jnp.sqrt(energy.scale**2 + energy.sigma**2) * noise
 
 
-def over_batch(
-    fn: Callable, energy: AbstractEnergy, *values: Float[Array, "..."]
-) -> PyTree[Float[Array, "..."]]:
-    """Applies `fn(energy, *events)`, written for one energy and one event, over any batch.
-
-    Args:
-        fn: A function of an energy and of arrays of shape `event_shape`.
-        energy: One energy, or several stacked along leading dimensions of their arrays, which are
-            the shape of `sigma`.
-        values: Arrays of shape (*batch, *event_shape), whose batches broadcast with one another and
-            with the energies' leading dimensions.
-
-    Returns:
-        fn's outputs, with the broadcast batch in front.
-
-    Raises:
-        ValueError: If a value's trailing dimensions are not `event_shape`.
-    """
-    stack = jnp.shape(energy.sigma)
-    batch = jnp.broadcast_shapes(stack, *(batch_shape_of(v, energy.event_shape) for v in values))
-    events = [jnp.broadcast_to(v, (*batch, *energy.event_shape)) for v in values]
-    # The draws' own dimensions are one; each of the energies' keeps its place behind it.
-    own = batch[: len(batch) - len(stack)]
-    events = [e.reshape(-1, *e.shape[len(own) :]) for e in events]
-    arrays, static = eqx.partition(energy, eqx.is_array)
-    kept = tuple(n for n in stack if n != 1)
-    arrays = jax.tree.map(lambda a: a.reshape(*kept, *a.shape[len(stack) :]), arrays)
-    mapped = lambda arrays, *events: fn(eqx.combine(arrays, static), *events)  # noqa: E731
-    for size in reversed(stack):
-        mapped = jax.vmap(mapped, (None if size == 1 else 0, *[0] * len(events)))
-    out = jax.vmap(mapped, (None, *[0] * len(events)))(arrays, *events)
-    return jax.tree.map(lambda leaf: leaf.reshape(*own, *leaf.shape[1:]), out)
-
-
-def batch_shape_of(y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The leading dimensions of a `y` of shape (*batch, *event_shape).
-
-    Raises:
-        ValueError: If y's trailing dimensions are not `event_shape`.
-    """
-    rank = jnp.ndim(y) - len(event_shape)
-    if rank < 0 or jnp.shape(y)[rank:] != event_shape:
-        raise ValueError(f"y must end in the event shape {event_shape}, got shape {jnp.shape(y)}")
-    return jnp.shape(y)[:rank]
-
-
 def check_energy(energy: Any) -> None:
     """Raises a TypeError that says how to wrap what is no `AbstractEnergy`."""
+    if isinstance(energy, ConditionalEnergy):
+        raise TypeError(
+            "energy must be one at one noise level, got a ConditionalEnergy: use energy.at(sigma)"
+        )
     if isinstance(energy, type) or not isinstance(energy, AbstractEnergy):
         got = f"the class {energy.__name__}" if isinstance(energy, type) else type(energy).__name__
         raise TypeError(
@@ -403,60 +459,3 @@ def _check_network(network, event_shape, out_shape):
             f"network must return an array of shape {out_shape},"
             f" got {getattr(out, 'shape', type(out).__name__)}{hint}"
         )
-
-
-# Equinox's identity, an MLP's default last activation, is a lambda.
-_IDENTITY = inspect.signature(eqx.nn.MLP).parameters["final_activation"].default
-
-
-def function_name(leaf: Any) -> str | None:
-    """The public name of a function of jax.nn or jax.numpy, or of Equinox's identity, else None."""
-    if leaf is _IDENTITY:
-        return "equinox.identity"
-    name = getattr(leaf, "__name__", None)
-    for module in (jax.nn, jnp):
-        if isinstance(name, str) and getattr(module, name, None) is leaf:
-            return f"{module.__name__}.{name}"
-    return None
-
-
-def find_function(name: str) -> Callable:
-    """The function that `function_name` gave that name.
-
-    Raises:
-        ValueError: If it is no public function of jax.nn or jax.numpy.
-    """
-    if name == "equinox.identity":
-        return _IDENTITY
-    module, _, attribute = name.rpartition(".")
-    function = getattr({"jax.nn": jax.nn, "jax.numpy": jnp}.get(module), attribute, None)
-    if attribute.startswith("_") or not callable(function):
-        raise ValueError(f"{name} is no public function of jax.nn or jax.numpy")
-    return function
-
-
-class _Named(NamedTuple):
-    function: str
-    partial: tuple[tuple, dict[str, Any]] | None
-
-
-def _name_function(leaf: Any) -> Any:
-    bound = isinstance(leaf, functools.partial)
-    name = function_name(leaf.func if bound else leaf)
-    if name is None:
-        return leaf
-    return _Named(name, (leaf.args, leaf.keywords) if bound else None)
-
-
-def _find_function(leaf: Any) -> Any:
-    if not _is_named(leaf):
-        return leaf
-    function = find_function(leaf.function)
-    if leaf.partial is None:
-        return function
-    args, keywords = leaf.partial
-    return functools.partial(function, *args, **keywords)
-
-
-def _is_named(leaf: Any) -> bool:
-    return isinstance(leaf, _Named)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from numpyro_neb.energies import Frozen, find_function, function_name
+from numpyro_neb.activations import find_function, function_name
+from numpyro_neb.energies import Frozen
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -28,10 +29,12 @@ class MLP(eqx.Module):
         depth: The number of hidden layers.
         activation: The activation between layers; the smooth ReLU u / (1 + exp(-u)) of NEB by
             default. An energy has to be smooth: with `jax.nn.relu`, phi has no Hessian.
+        conditional: Whether it takes a scalar t beside y, as the network of a `ConditionalEnergy`
+            does.
         key: A JAX random key, for the initial weights.
 
     Raises:
-        ValueError: If `out` is neither "event" nor "scalar".
+        ValueError: If `out` is neither "event" nor "scalar", or t is missing or not wanted.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -43,6 +46,7 @@ class MLP(eqx.Module):
     layers: eqx.nn.MLP
     event_shape: tuple[int, ...] = eqx.field(static=True)
     out: Literal["event", "scalar"] = eqx.field(static=True)
+    conditional: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -52,18 +56,25 @@ class MLP(eqx.Module):
         width_size: int,
         depth: int,
         activation: Callable = jax.nn.silu,
+        conditional: bool = False,
         key: PRNGKeyArray,
     ):
         if out not in ("event", "scalar"):
             raise ValueError(f"out must be 'event' or 'scalar', got {out!r}")
-        self.event_shape, self.out = tuple(event_shape), out
+        self.event_shape, self.out, self.conditional = tuple(event_shape), out, conditional
         size = prod(self.event_shape)
         out_size = size if out == "event" else "scalar"
-        self.layers = eqx.nn.MLP(size, out_size, width_size, depth, activation, key=key)
+        in_size = size + conditional
+        self.layers = eqx.nn.MLP(in_size, out_size, width_size, depth, activation, key=key)
 
-    def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
-        """The network's output for one y of shape `event_shape`."""
-        out = self.layers(y.reshape(-1))
+    def __call__(
+        self, y: Float[Array, "*event"], t: Float[Array, ""] | None = None
+    ) -> Float[Array, "..."]:
+        """The network's output for one y of shape `event_shape`, and one t if it is conditional."""
+        if (t is not None) != self.conditional:
+            raise ValueError(f"t must be given if and only if conditional={self.conditional}")
+        flat = y.reshape(-1)
+        out = self.layers(flat if t is None else jnp.append(flat, t))
         return out.reshape(self.event_shape) if self.out == "event" else out
 
 

@@ -15,8 +15,9 @@ from scipy.optimize import nnls
 from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
+from numpyro_neb.batching import in_chunks
 from numpyro_neb.mixtures import MixtureEnergy
-from numpyro_neb.posteriors import MixturePosterior, in_chunks
+from numpyro_neb.posteriors import MixturePosterior
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,10 +13,10 @@ from jax.scipy.special import ndtr, ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
-from tqdm.auto import tqdm
 
+from numpyro_neb.batching import batch_shape_of
 from numpyro_neb.convolutions import as_matrix_products
-from numpyro_neb.energies import AbstractEnergy, batch_shape_of
+from numpyro_neb.energies import AbstractEnergy
 from numpyro_neb.mixtures import MixtureEnergy
 
 
@@ -292,35 +292,6 @@ def covariance_product(
         return product
     _, jacobian = jax.linearize(as_matrix_products(energy.denoise), y)
     return lambda v: energy.sigma**2 * jacobian(v)
-
-
-def in_chunks(
-    fn: Callable, operands: tuple[Array | np.ndarray, ...], chunk_size: int, progress_bar: bool
-) -> Any:
-    """fn(*operands), on `chunk_size` of their rows at a time.
-
-    Between compiled calls, since a loop inside one is slow with convolutions on CPUs. A bar appears
-    where it takes longer than a second.
-
-    Args:
-        fn: Maps arrays with a common first dimension to a pytree of arrays with that dimension.
-        operands: The arrays.
-        chunk_size: Rows at a time.
-        progress_bar: Whether to show a tqdm bar.
-    """
-    count = len(operands[0])
-    if any(isinstance(a, Tracer) for a in operands) or count <= chunk_size:
-        return fn(*map(jnp.asarray, operands))
-    outs: list[Any] = []
-    with tqdm(total=count, disable=not progress_bar, delay=1, unit="y") as bar:
-        for start in range(0, count, chunk_size):
-            # The last chunk reaches back, so that one compiled shape serves all.
-            begin = min(start, count - chunk_size)
-            out = fn(*(jnp.asarray(a[begin : begin + chunk_size]) for a in operands))
-            # Held by the host: a device keeps no more than the result.
-            outs.append(jax.tree.map(lambda a, n=start - begin: np.asarray(a)[n:], out))
-            bar.update(begin + chunk_size - start)
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *outs)
 
 
 # As many observations are worked on at once as keep the components' numbers below this.

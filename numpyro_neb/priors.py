@@ -8,8 +8,9 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from numpyro_neb.batching import over_batch
 from numpyro_neb.distributions import SmoothedDensity
-from numpyro_neb.energies import AbstractEnergy, check_energy, over_batch
+from numpyro_neb.energies import AbstractEnergy, check_energy
 
 
 def learned_prior(

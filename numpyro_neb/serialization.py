@@ -17,13 +17,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from numpyro_neb.activations import find_function, function_name
 from numpyro_neb.energies import (
     AbstractEnergy,
+    AtLevel,
+    ConditionalEnergy,
+    Frozen,
     NetworkEnergy,
     ResidualEnergy,
     check_energy,
-    find_function,
-    function_name,
 )
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.networks import MLP
@@ -33,16 +35,16 @@ _VERSION = 1
 _NETWORK_ENERGIES = {cls.__name__: cls for cls in (ResidualEnergy, NetworkEnergy)}
 
 
-def save(path: str | os.PathLike, energy: AbstractEnergy) -> None:
+def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) -> None:
     """Writes an energy to one safetensors file, whole or not at all.
 
     Args:
         path: Where to; an existing file is replaced once the new one is on disk.
-        energy: The energy. Any `AbstractEnergy` saves; one that holds modules of your own needs
-            `like=` to load.
+        energy: The energy. Any `AbstractEnergy` or `ConditionalEnergy` saves; one that holds
+            modules of your own needs `like=` to load.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`.
+        TypeError: If `energy` is neither.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, numpyro_neb as neb
@@ -51,7 +53,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy) -> None:
         >>> neb.load(path).sigma
         Array(1., dtype=float32)
     """
-    check_energy(energy)
+    _check(energy)
     tensors = {name: np.asarray(leaf, order="C") for name, leaf in _named_arrays(energy).items()}
     metadata = {
         "format": _FORMAT,
@@ -62,7 +64,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy) -> None:
     _write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
 
 
-def load(path: str | os.PathLike, like: AbstractEnergy | None = None) -> AbstractEnergy:
+def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | None = None) -> Any:
     """Reads an energy that `save` wrote.
 
     Args:
@@ -81,7 +83,7 @@ def load(path: str | os.PathLike, like: AbstractEnergy | None = None) -> Abstrac
     """
     metadata, tensors = _read(path)
     if like is not None:
-        check_energy(like)
+        _check(like)
         return _filled(like, tensors, path, exact=True)
     try:
         energy = _skeleton(json.loads(metadata["config"]), tensors)
@@ -95,6 +97,11 @@ def load(path: str | os.PathLike, like: AbstractEnergy | None = None) -> Abstrac
     return _filled(energy, tensors, path, exact=False)
 
 
+def _check(energy):
+    if not isinstance(energy, ConditionalEnergy):
+        check_energy(energy)
+
+
 class _UnknownModuleError(Exception):
     """A module that no constructor in `_skeleton` makes."""
 
@@ -104,6 +111,14 @@ def _describe(node: Any) -> dict[str, Any]:
     name = type(node).__name__
     if type(node) in (ResidualEnergy, NetworkEnergy):
         return {"class": name, "event_shape": node.event_shape, "network": _describe(node.network)}
+    if type(node) is ConditionalEnergy:
+        description = {"class": name, "event_shape": node.event_shape}
+        return description | {
+            "sigma_range": node.sigma_range,
+            "network": _describe(node.network),
+        }
+    if type(node) is AtLevel:
+        return {"class": "energies.AtLevel", "network": _describe(node.network)}
     if type(node) is MixtureEnergy:
         return {"class": name}
     if type(node) is MLP and (activation := function_name(node.layers.activation)):
@@ -114,6 +129,7 @@ def _describe(node: Any) -> dict[str, Any]:
             "width_size": node.layers.width_size,
             "depth": node.layers.depth,
             "activation": activation,
+            "conditional": node.conditional,
         }
     if type(node) is eqx.nn.MLP:
         functions = {k: function_name(getattr(node, k)) for k in ("activation", "final_activation")}
@@ -123,7 +139,7 @@ def _describe(node: Any) -> dict[str, Any]:
     return {"unknown": name}
 
 
-def _skeleton(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> AbstractEnergy:
+def _skeleton(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
     """The energy's structure with shapes for arrays: nothing of the stated size is allocated."""
     if "unknown" in config:
         raise _UnknownModuleError(config["unknown"])
@@ -142,10 +158,24 @@ def _skeleton(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Abstrac
             shapes["loc"],
             shapes["scale"],
         )
+    if config["class"] == "ConditionalEnergy":
+        return eqx.filter_eval_shape(
+            lambda loc, scale: ConditionalEnergy(
+                _network(config["network"], len(tensors)),
+                tuple(config["event_shape"]),
+                tuple(config["sigma_range"]),
+                loc,
+                scale,
+            ),
+            shapes["loc"],
+            shapes["scale"],
+        )
     raise _UnknownModuleError(config["class"])
 
 
 def _network(config, num_tensors):
+    if config.get("class") == "energies.AtLevel":
+        return AtLevel(_network(config["network"], num_tensors), Frozen(jnp.zeros(())))
     arguments = {k: v for k, v in config.items() if k not in ("class", "unknown")}
     if config.get("class") not in ("networks.MLP", "eqx.nn.MLP"):
         raise _UnknownModuleError(config.get("unknown", config.get("class")))

@@ -1,7 +1,7 @@
 """Training: `fit` minimises an objective over an energy's parameters."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,31 +11,34 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm.auto import tqdm
 
-from numpyro_neb.energies import AbstractEnergy, check_energy, trainable
+from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
 from numpyro_neb.objectives import denoising_loss
 
-Objective = Callable[[AbstractEnergy, Float[Array, "batch *event"], PRNGKeyArray], Float[Array, ""]]
+Energy = AbstractEnergy | ConditionalEnergy
+Objective = Callable[[Any, Float[Array, "batch *event"], PRNGKeyArray], Float[Array, ""]]
 
 
 class FitResult(NamedTuple):
     """What `fit` returns.
 
     Attributes:
-        energy: The trained energy.
-        losses: The objective on each step's minibatch, of shape (num_steps,).
+        energy: The trained energy: the last one, or with `patience` that of the lowest validation
+            loss. A `ConditionalEnergy` where `fit` was given one.
+        losses: The objective on each step's minibatch, of shape (num_steps,), or as many steps as
+            there were before `patience` ran out.
         validation_steps: The steps after which the validation loss was taken, of shape (v,).
         validation_losses: The objective on the validation data at those steps, with the same noise
             each time, of shape (v,); empty without validation data.
     """
 
-    energy: AbstractEnergy
+    energy: Any
     losses: np.ndarray
     validation_steps: np.ndarray
     validation_losses: np.ndarray
 
 
 def fit(
-    energy: AbstractEnergy,
+    energy: Energy,
     data: Float[Array, "n *event"] | Float[np.ndarray, "n *event"],
     *,
     key: PRNGKeyArray,
@@ -45,6 +48,7 @@ def fit(
     objective: Objective = denoising_loss,
     validation_data: Float[Array, "m *event"] | Float[np.ndarray, "m *event"] | None = None,
     validate_every: int | None = None,
+    patience: int | None = None,
     progress_bar: bool = True,
 ) -> FitResult:
     r"""Trains an energy by stochastic gradient descent.
@@ -55,7 +59,7 @@ def fit(
     are slow inside a compiled loop on CPUs.
 
     Args:
-        energy: The energy to begin from.
+        energy: The energy to begin from, or a `ConditionalEnergy`.
         data: Training data, floats of shape (n, *event_shape).
         key: A JAX random key; the same key gives the same result.
         num_steps: How many steps.
@@ -66,15 +70,17 @@ def fit(
         validation_data: Held-out data, of shape (m, *event_shape).
         validate_every: Steps between two validation losses, num_steps / 20 by default. The last
             step is always validated.
+        patience: Stop after this many validations in a row without a new lowest loss, and return
+            the energy of the lowest; by default all steps are taken and the last energy returned.
         progress_bar: Whether to show a tqdm bar with the newest losses.
 
     Returns:
         The trained energy and the losses.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or data holds no floats.
-        ValueError: If data is empty, not finite or of another event shape, or a count is not a
-            positive int.
+        TypeError: If `energy` is no energy, or data holds no floats.
+        ValueError: If data is empty, not finite or of another event shape, a count is not a
+            positive int, or patience comes without validation data.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step.
 
     Example:
@@ -87,12 +93,11 @@ def fit(
         >>> bool(result.losses[-50:].mean() < 2 * 0.5**2)  # better than raw noise, sigma^2 d
         True
     """
-    check_energy(energy)
-    counts = {"num_steps": num_steps, "batch_size": batch_size}
-    counts |= {} if validate_every is None else {"validate_every": validate_every}
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive int, got {count!r}")
+    if not isinstance(energy, ConditionalEnergy):
+        check_energy(energy)
+    _check_counts(num_steps, batch_size, validate_every, patience)
+    if patience is not None and validation_data is None:
+        raise ValueError("patience needs validation_data: it counts validations")
     data = _checked("data", data, energy)
     if validation_data is not None:
         validation_data = _checked("validation_data", validation_data, energy)
@@ -107,6 +112,8 @@ def fit(
     # The step donates its inputs, and the caller's energy has to survive.
     state = (jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.full(num_steps, jnp.nan))
     validation: list[tuple[int, Array]] = []
+    kept, stop = state[0], False
+    done = 0
     with tqdm(total=num_steps, disable=not progress_bar, desc="fit", unit="step") as bar:
         for i in range(num_steps):
             state = step(state, arrays, data, key_steps, i)
@@ -114,9 +121,16 @@ def fit(
             if validation_data is not None and (done % validate_every == 0 or done == num_steps):
                 loss = evaluate(state[0], arrays, validation_data, key_validation)
                 validation.append((done, loss))
-            if done % _REPORT_EVERY == 0 or done == num_steps:
+                if patience is not None:
+                    since = _since_lowest(validation)
+                    # The next step donates the parameters.
+                    kept = jax.tree.map(jnp.copy, state[0]) if since == 0 else kept
+                    stop = since >= patience
+            if done % _REPORT_EVERY == 0 or done == num_steps or stop:
                 _report(bar, state[2], done, validation)
-    params, _, losses = state
+            if stop:
+                break
+    params, losses = state[0] if patience is None else kept, state[2][:done]
     steps, held_out = zip(*validation, strict=True) if validation else ((), ())
     return FitResult(
         energy=eqx.combine(params, arrays, static),
@@ -127,6 +141,21 @@ def fit(
 
 
 _REPORT_EVERY = 100
+
+
+def _check_counts(num_steps, batch_size, validate_every, patience):
+    counts = {"num_steps": num_steps, "batch_size": batch_size}
+    optional = {"validate_every": validate_every, "patience": patience}
+    counts |= {name: count for name, count in optional.items() if count is not None}
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a positive int, got {count!r}")
+
+
+def _since_lowest(validation):
+    """How many validations ago the loss was lowest."""
+    losses = np.nan_to_num([float(loss) for _, loss in validation], nan=np.inf)
+    return len(losses) - 1 - int(np.argmin(losses))
 
 
 def _compiled(optimizer, objective, static, batch_size):

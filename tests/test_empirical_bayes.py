@@ -12,7 +12,7 @@ from numpyro.infer import Predictive
 from scipy import stats
 
 import numpyro_neb as neb
-from numpyro_neb import empirical_bayes, posteriors
+from numpyro_neb import batching, empirical_bayes
 from numpyro_neb.posteriors import GaussianPosterior, MixturePosterior
 
 MIXTURE = targets.skewed_mixture()
@@ -234,8 +234,8 @@ def test_the_intervals_of_a_mixture_cover():
 
 
 def test_long_work_shows_a_bar(capsys, monkeypatch):
-    real = posteriors.tqdm
-    monkeypatch.setattr(posteriors, "tqdm", lambda **kwargs: real(**kwargs | {"delay": 0}))
+    real = batching.tqdm
+    monkeypatch.setattr(batching, "tqdm", lambda **kwargs: real(**kwargs | {"delay": 0}))
     y = np.zeros((50, 2), np.float32)
     neb.posterior_mean(MIXTURE, y, chunk_size=8)
     assert "50/50" in capsys.readouterr().err

@@ -12,22 +12,31 @@ import numpyro_neb as neb
 PACKAGE = Path(neb.__file__).parent
 # Which rooms a room may import. What is not named here imports only energies.
 ARROWS = {
-    "energies": set(),
+    "activations": set(),
+    "energies": {"activations"},
+    "networks": {"activations", "energies"},
     "training": {"energies", "objectives"},
     "convolutions": set(),
     "integrators": {"energies", "convolutions"},
     "adaptation": {"integrators"},
-    "distributions": {"energies", "mixtures", "integrators"},
+    "distributions": {"batching", "energies", "mixtures", "integrators"},
     "densities": {"energies", "convolutions", "distributions"},
     "kernels": {"energies", "integrators", "adaptation", "densities"},
     "normalizer": {"energies", "integrators"},
-    "posteriors": {"energies", "mixtures", "convolutions"},
-    "normal_means": {"mixtures", "posteriors"},
-    "empirical_bayes": {"energies", "mixtures", "normalizer", "posteriors", "normal_means"},
+    "posteriors": {"batching", "energies", "mixtures", "convolutions"},
+    "normal_means": {"batching", "mixtures", "posteriors"},
+    "empirical_bayes": {
+        "batching",
+        "energies",
+        "mixtures",
+        "normalizer",
+        "posteriors",
+        "normal_means",
+    },
     "diagnostics": {"kernels"},
     "plots": set(),
-    "priors": {"energies", "distributions"},
-    "serialization": {"energies", "mixtures", "networks"},
+    "priors": {"batching", "energies", "distributions"},
+    "serialization": {"activations", "energies", "mixtures", "networks"},
 }
 ROOMS = [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
 
