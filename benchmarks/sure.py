@@ -53,7 +53,7 @@ def noisy_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def shrinkage(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The linear rule's eigenvalues, max(l - sigma^2, 0) / l of the covariance's l, and its axes."""
+    """The linear rule's eigenvalues, max(l - sigma^2, 0) / l of the covariance's l, and axes."""
     values, axes = np.linalg.eigh(np.cov(y.T))
     return np.maximum(values - SIGMA**2, 0) / values, axes
 
@@ -66,7 +66,8 @@ def linear_rule(y: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def mixture(y: np.ndarray, count: int) -> neb.AbstractEnergy:
     """An energy to begin from: k-means on the noisy digits, one linear rule for all clusters."""
-    clusters = KMeans(count, n_init=4, random_state=0).fit(y)
+    settings: Any = {"n_init": 4, "random_state": 0}
+    clusters = KMeans(count, **settings).fit(y)
     within = y - clusters.cluster_centers_[clusters.labels_]
     share, axes = shrinkage(within)
     roots = np.tile((np.sqrt(share) * axes).T, (count, 1, 1))

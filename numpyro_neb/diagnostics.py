@@ -4,21 +4,27 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 from numpyro.infer import MCMC
 from numpyro.util import find_stack_level
 
 from numpyro_neb.kernels import WalkJumpKernel
+from numpyro_neb.normal_means import MixtureFit
 
 _EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 
 
 def to_arviz(
-    mcmc: MCMC,
+    mcmc: MCMC | MixtureFit,
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    *,
+    num_samples: int = 1000,
+    key: PRNGKeyArray | None = None,
 ) -> Any:
-    """The draws of an `MCMC(WalkJumpKernel(...))` as ArviZ data.
+    """The draws of an `MCMC(WalkJumpKernel(...))`, or of a `MixtureFit`, as ArviZ data.
 
     Group `posterior` holds the walk `y` and the jumps `x`, or the sites and jumps of a model, with
     its data in `observed_data`; `sample_stats` holds `lp` (-phi(y)), `energy`, `step_size` in the
@@ -26,18 +32,23 @@ def to_arviz(
     `constant_data` holds an energy's `sigma`. Any extra fields given to `MCMC.run` are in
     `sample_stats` too.
 
+    Of a `MixtureFit`, group `posterior` holds independent draws of each `x` given its y, in four
+    chains; `observed_data` the `y`, `constant_data` the `sigma` of each.
+
     Args:
-        mcmc: An MCMC object that has run.
+        mcmc: An MCMC object that has run, or what `fit_mixture` returned.
         coords: Coordinates for the dimensions of an event, 0, 1, ... by default.
         dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
             `row`, `column` by default for events of rank 2, `channel`, `row`, `column` for rank 3,
-            and `event_dim_0`, ... otherwise.
+            and `event_dim_0`, ... otherwise. The observations of a fit are `observation`.
+        num_samples: The number of draws from each chain of a fit.
+        key: A JAX random key for them, `jax.random.key(0)` by default.
 
     Returns:
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.
 
     Raises:
-        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`.
+        TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`.
         ValueError: If it has not run.
 
     Warns:
@@ -54,11 +65,16 @@ def to_arviz(
         >>> data.posterior["x"].dims
         ('chain', 'draw', 'event_dim_0')
     """
+    if isinstance(mcmc, MixtureFit):
+        key = jax.random.key(0) if key is None else key
+        return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, num_samples)))
     import arviz as az
 
     kernel = getattr(mcmc, "sampler", None)
     if not isinstance(mcmc, MCMC) or not isinstance(kernel, WalkJumpKernel):
-        raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel, got {type(mcmc).__name__}")
+        raise TypeError(
+            f"mcmc must be an MCMC of a WalkJumpKernel, or a MixtureFit, got {type(mcmc).__name__}"
+        )
     if mcmc.last_state is None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
     _warn_of_divergence(np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"]))
@@ -78,12 +94,44 @@ def to_arviz(
     return data
 
 
-def _attributes(kernel):
+def _from_fit(fit, coords, dims, draws):
+    import arviz as az
+
+    shape = fit.energy.event_shape
+    names = [
+        "observation",
+        *_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]),
+    ]
+    named = {"x": names, "y": names, "sigma": names[:1]}
+    named |= {k: list(v) for k, v in (dims or {}).items()}
+    sizes = {dim: np.arange(n) for dim, n in zip(named["y"], fit.y.shape, strict=True)}
+    groups = {
+        "posterior": {"x": np.asarray(draws)},
+        "observed_data": {"y": np.asarray(fit.y)},
+        "constant_data": {"sigma": np.asarray(fit.sigma)},
+    }
+    settings = {"coords": sizes | dict(coords or {}), "dims": named}
+    # ArviZ 0.x takes the groups by name, 1.x in one mapping.
+    from_dict: Any = az.from_dict
+    old = hasattr(az, "InferenceData")
+    data = from_dict(**groups, **settings) if old else from_dict(groups, **settings)
+    data["posterior"].attrs |= _created_by() | {
+        "log_likelihood": fit.log_likelihood,
+        "duality_gap": fit.duality_gap,
+        "x": "X given Y=y under the nonparametric maximum-likelihood estimate",
+    }
+    return data
+
+
+def _created_by():
     from numpyro_neb import __version__
 
+    return {"created_by": f"numpyro_neb {__version__}"}
+
+
+def _attributes(kernel):
     settings = ", ".join(f"{name}={value!r}" for name, value in vars(kernel.integrator).items())
-    attributes = {
-        "created_by": f"numpyro_neb {__version__}",
+    attributes = _created_by() | {
         "integrator": f"{type(kernel.integrator).__name__}({settings})",
         "steps_per_draw": kernel.num_steps,
         "inverse_temperature": kernel.inverse_temperature,

@@ -94,7 +94,9 @@ def test_diverging_walks_are_told_of():
 
 
 def test_bad_arguments(untyped):
-    with pytest.raises(TypeError, match="mcmc must be an MCMC of a WalkJumpKernel, got int"):
+    with pytest.raises(
+        TypeError, match="mcmc must be an MCMC of a WalkJumpKernel, or a MixtureFit, got int"
+    ):
         neb.to_arviz(3)
     nuts = MCMC(NUTS(potential_fn=lambda z: z @ z), num_warmup=1, num_samples=1)
     with pytest.raises(TypeError, match="mcmc must be an MCMC of a WalkJumpKernel"):
@@ -102,3 +104,27 @@ def test_bad_arguments(untyped):
     kernel = neb.WalkJumpKernel(targets.gaussian([1.0], 0.5))
     with pytest.raises(ValueError, match=r"mcmc must have run: call mcmc.run\(key\)"):
         neb.to_arviz(MCMC(kernel, num_warmup=1, num_samples=1))
+
+
+def test_a_fitted_mixture():
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(30) < 0.5, 0.0, 4.0) + rng.normal(size=30)
+    fit = neb.fit_mixture(y, np.linspace(1, 2, 30), locs=np.array([0.0, 1.0, 3.0, 4.0]))
+    data = neb.to_arviz(fit, num_samples=500)
+    assert data["posterior"]["x"].dims == ("chain", "draw", "observation")
+    assert data["posterior"]["x"].shape == (4, 500, 30)
+    np.testing.assert_allclose(data["observed_data"]["y"], fit.y)
+    np.testing.assert_allclose(data["constant_data"]["sigma"], fit.sigma)
+    mean = data["posterior"]["x"].mean(("chain", "draw"))
+    doubt = np.asarray(fit.posterior_std) / np.sqrt(2000) + 1e-6
+    targets.within(mean.values, np.asarray(fit.posterior_mean), doubt)
+    np.testing.assert_allclose(data["posterior"].attrs["log_likelihood"], fit.log_likelihood)
+    assert float(az.ess(data)["x"].median()) > 1000  # they are independent
+    other = neb.to_arviz(fit, num_samples=500, key=jax.random.key(1))
+    assert not np.array_equal(other["posterior"]["x"], data["posterior"]["x"])
+
+
+def test_a_fitted_mixture_of_images():
+    y = np.random.default_rng(0).normal(size=(5, 2, 3))
+    data = neb.to_arviz(neb.fit_mixture(y, 1.0), num_samples=10)
+    assert data["posterior"]["x"].dims == ("chain", "draw", "observation", "row", "column")

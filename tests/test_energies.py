@@ -225,3 +225,58 @@ USES = {
 def test_a_bare_network_is_told_how_to_be_wrapped(use, bare, name, untyped):
     with pytest.raises(TypeError, match=rf"energy must be .*got {name}: wrap .*ResidualEnergy\("):
         use(bare)
+
+
+def conditional(**kwargs):
+    settings = {"width_size": 8, "depth": 2, "conditional": True, "key": jax.random.key(0)}
+    network = neb.networks.MLP((2, 3), **settings)
+    return neb.ConditionalEnergy(
+        network, **({"event_shape": (2, 3), "sigma_range": (0.1, 1.0)} | kwargs)
+    )
+
+
+def test_an_energy_for_each_noise_level():
+    family = conditional(loc=0.5, scale=2.0)
+    y = jax.random.normal(jax.random.key(1), (2, 3))
+    for sigma, t in ((0.1, -1.0), (0.1**0.5, 0.0), (1.0, 1.0)):
+        energy = family.at(sigma)
+        assert isinstance(energy, neb.AbstractEnergy)
+        np.testing.assert_allclose(energy.sigma, sigma)
+        residual = y - 0.5 - 2 * family.network((y - 0.5) / 2, jnp.asarray(t))
+        np.testing.assert_allclose(energy(y), jnp.sum(residual**2) / (2 * sigma**2), rtol=1e-4)
+    assert family.at(0.2)(y) != family.at(0.3)(y)
+    # Neither the level nor the buffers train.
+    params = eqx.filter(family.at(0.2), neb.energies.trainable(family.at(0.2)))
+    assert params.network.level.value is None
+    params = eqx.filter(family, neb.energies.trainable(family))
+    assert params.loc is None
+    assert params.scale is None
+    slope = jax.grad(lambda s: family.at(s)(y))(0.3)
+    step = (family.at(0.301)(y) - family.at(0.299)(y)) / 0.002
+    np.testing.assert_allclose(slope, step, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: conditional().at(2.0),
+            ValueError,
+            r"sigma must be in sigma_range = \(0.1, 1\), go",
+        ),
+        (lambda: conditional().at(-1.0), ValueError, "sigma must be positive, got -1.0"),
+        (lambda: conditional(sigma_range=(1.0, 0.5)), ValueError, "sigma_range must be two rising"),
+        (lambda: conditional(sigma_range=(0.0, 0.5)), ValueError, "sigma_range must be two rising"),
+        (lambda: conditional(event_shape=(3,)), ValueError, "network must take one array of the e"),
+        (lambda: neb.ConditionalEnergy(3, (2,), (0.1, 1.0)), TypeError, "network must be callable"),
+        (
+            lambda: neb.posterior_mean(conditional(), jnp.zeros((2, 3))),
+            TypeError,
+            r"energy.at\(sig",
+        ),
+        (lambda: conditional().network(jnp.zeros((2, 3))), ValueError, "t must be given if and on"),
+    ],
+)
+def test_bad_families(call, error, message, untyped):
+    with pytest.raises(error, match=message):
+        call()

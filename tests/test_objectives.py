@@ -87,3 +87,84 @@ def test_sums_over_coordinates_and_averages_over_the_batch():
 def test_bad_shape(shape, untyped):
     with pytest.raises(ValueError, match=r"x must have shape \(batch, \*event_shape\)"):
         neb.denoising_loss(GAUSSIAN, jnp.zeros(shape), jax.random.key(0))
+
+
+def noisy(energy, count, key=0):
+    """Clean and noisy draws."""
+    key_x, key_y = jax.random.split(jax.random.key(key))
+    x = clean(energy, key_x, (count,))
+    return x, x + SIGMA * jax.random.normal(key_y, x.shape)
+
+
+@pytest.mark.parametrize("probes", [None, 1, 3])
+def test_sure_is_the_risk(probes):
+    """Without the clean data, the same as with them: for a right energy, and for a wrong one."""
+    wrong = targets.gaussian([1.5, 0.2], SIGMA, locs=[0.0, 1.0])
+    x, y = noisy(MIXTURE, 50_000)
+    for energy in (MIXTURE, wrong):
+        jumps = np.asarray(jax.vmap(energy.denoise)(y))
+        risks = np.sum((np.asarray(x) - jumps) ** 2, axis=1)
+        one = lambda y, key, energy=energy: neb.sure_loss(energy, y[None], key, num_probes=probes)  # noqa: E731
+        keys = jax.random.split(jax.random.key(1), len(y))
+        estimates = np.asarray(jax.jit(jax.vmap(one))(y, keys), float)
+        difference = estimates - risks
+        targets.within(difference.mean(), 0, difference.std() / np.sqrt(len(y)))
+        whole = neb.sure_loss(energy, y, jax.random.key(1), num_probes=probes)
+        targets.within(float(whole), estimates.mean(), difference.std() / np.sqrt(len(y)))
+
+
+def test_sure_in_closed_form():
+    """A linear jump, y -> m + A (y - m): norm((A - I)(y - m))^2 + 2 sigma^2 tr A - sigma^2 d."""
+    a = np.array([0.25, 1.0]) / (np.array([0.25, 1.0]) + SIGMA**2)
+    y = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    risk = np.sum(((a - 1) * (y - [1.0, -2.0])) ** 2, 1) + SIGMA**2 * (2 * a.sum() - 2)
+    loss = neb.sure_loss(GAUSSIAN, jnp.asarray(y), jax.random.key(0))
+    np.testing.assert_allclose(loss, risk.mean(), rtol=1e-5)
+
+
+def test_sure_probes_unless_the_dimension_is_small():
+    """Exact in 16 dimensions, whatever the key; one probe in 17."""
+    for d, same in ((16, True), (17, False)):
+        energy = neb.MixtureEnergy(jax.random.normal(jax.random.key(0), (5, d)), SIGMA)
+        y = jax.random.normal(jax.random.key(1), (3, d))
+        losses = [neb.sure_loss(energy, y, jax.random.key(k)) for k in (0, 1)]
+        assert (losses[0] == losses[1]) == same
+
+
+def test_training_on_noisy_data_alone():
+    """A network that has seen no clean point is nearly as good as the exact rule."""
+    _, y = noisy(MIXTURE, 20_000)
+    network = neb.networks.MLP((2,), width_size=32, depth=2, key=jax.random.key(0))
+    energy = neb.ResidualEnergy(network, SIGMA, (2,))
+    settings = {"num_steps": 2000, "batch_size": 128, "progress_bar": False}
+    energy = neb.fit(energy, y, key=jax.random.key(2), objective=neb.sure_loss, **settings).energy
+    x, y = noisy(MIXTURE, 20_000, key=5)
+    risk = lambda e: np.mean(np.sum((np.asarray(jax.vmap(e.denoise)(y)) - x) ** 2, 1))  # noqa: E731
+    exact, raw = risk(MIXTURE), np.mean(np.sum((np.asarray(y - x)) ** 2, 1))
+    assert risk(energy) < exact + 0.05 * (raw - exact)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"y": jnp.zeros((3, 1))}, ValueError, r"y must have shape \(batch, \*event_shape\)"),
+        ({"num_probes": 0}, ValueError, "num_probes must be a positive int, got 0"),
+    ],
+)
+def test_sure_of_bad_arguments(arguments, error, message, untyped):
+    arguments = {"energy": MIXTURE, "y": jnp.zeros((3, 2)), "key": jax.random.key(0)} | arguments
+    with pytest.raises(error, match=message):
+        neb.sure_loss(**arguments)
+
+
+@pytest.mark.slow
+def test_blind_digits_beat_the_linear_rule():
+    """Trained and stopped on noisy digits alone: 5% below the best linear rule for them."""
+    from benchmarks import sure
+
+    y, x, seen = sure.noisy_digits()
+    linear = np.mean(np.sum((sure.linear_rule(y, seen) - x) ** 2, axis=1))
+    start = sure.mixture(y[:1200], 10)
+    result = sure.train_blind(start, y, num_steps=2000, rate=1e-3, decay=0.0)
+    assert len(result.losses) < 2000
+    assert sure.error(result.energy, x, seen) < 0.95 * linear

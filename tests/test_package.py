@@ -33,7 +33,7 @@ ARROWS = {
         "posteriors",
         "normal_means",
     },
-    "diagnostics": {"kernels"},
+    "diagnostics": {"kernels", "normal_means"},
     "plots": set(),
     "priors": {"batching", "energies", "distributions"},
     "serialization": {"activations", "energies", "mixtures", "networks"},

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 
 import equinox as eqx
 import jax
@@ -178,3 +179,15 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
         neb.save(saved, ENERGIES["mixture"])
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_conditional_energy_and_its_levels(tmp_path):
+    network = neb.networks.MLP((2,), width_size=4, depth=1, conditional=True, key=jax.random.key(0))
+    family = neb.ConditionalEnergy(network, (2,), (0.1, 1.0), loc=jnp.array([0.5, 1.0]))
+    for energy in (family, family.at(0.3)):
+        neb.save(tmp_path / "energy.safetensors", energy)
+        loaded = neb.load(tmp_path / "energy.safetensors")
+        assert eqx.tree_equal(loaded, energy)
+        assert eqx.tree_equal(pickle.loads(pickle.dumps(energy)), energy)
+    y = jnp.array([0.3, -1.0])
+    np.testing.assert_array_equal(loaded.denoise(y), family.at(0.3).denoise(y))

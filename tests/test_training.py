@@ -142,3 +142,50 @@ def test_float64(x64):
 def test_bad_arguments(kwargs, error, message, untyped):
     with pytest.raises(error, match=message):
         fit(**kwargs)
+
+
+def test_patience_keeps_the_best():
+    """Down the gradient for 100 steps and up it from there: training ends soon after."""
+    rate = lambda step: jnp.where(step < 100, 1e-2, -5e-3)  # noqa: E731
+    settings = {"num_steps": 400, "validation_data": DATA[:100], "validate_every": 5}
+    result = fit(optimizer=optax.sgd(rate), patience=3, **settings)
+    lowest = int(np.argmin(result.validation_losses))
+    assert len(result.validation_losses) == lowest + 4 < 30
+    assert len(result.losses) == 5 * (lowest + 4)
+    # The energy is the one of the lowest loss: the same as that of a run which stopped there.
+    shorter = fit(optimizer=optax.sgd(rate), num_steps=5 * (lowest + 1))
+    for a, b in zip(*(jax.tree.leaves(r.energy) for r in (result, shorter)), strict=True):
+        if eqx.is_array(a):
+            np.testing.assert_array_equal(a, b)
+    whole = fit(optimizer=optax.sgd(rate), patience=None, **settings | {"num_steps": 100})
+    assert len(whole.losses) == 100
+
+
+def test_patience_needs_something_to_wait_for(untyped):
+    with pytest.raises(ValueError, match="patience needs validation_data"):
+        fit(patience=3)
+    with pytest.raises(ValueError, match="patience must be a positive int, got 0"):
+        fit(patience=0, validation_data=DATA[:5])
+
+
+def conditional():
+    settings = {"width_size": 32, "depth": 2, "conditional": True, "key": jax.random.key(0)}
+    network = neb.networks.MLP((2,), **settings)
+    return neb.ConditionalEnergy(network, (2,), sigma_range=(0.2, 1.0))
+
+
+def test_one_network_for_many_noise_levels():
+    """X ~ N(0, I): at each sigma the best jump is y / (1 + sigma^2)."""
+    data = np.random.default_rng(1).normal(size=(20_000, 2)).astype(np.float32)
+    result = fit(conditional(), data=data, num_steps=3000, batch_size=256)
+    assert isinstance(result.energy, neb.ConditionalEnergy)
+    for sigma in (0.2, 0.5, 1.0):
+        y = np.sqrt(1 + sigma**2) * data
+        jump = neb.posterior_mean(result.energy.at(sigma), y)
+        excess = np.mean(np.sum((np.asarray(jump) - y / (1 + sigma**2)) ** 2, 1))
+        assert excess < 0.05 * 2 * sigma**2 / (1 + sigma**2), sigma
+    tail = result.losses[-1000:]
+    # E norm(x - x_hat)^2 / sigma^2 = 2 / (1 + sigma^2), over log-uniform sigma.
+    levels = np.exp(np.linspace(np.log(0.2), np.log(1.0), 10_001))
+    floor = np.mean(2 / (1 + levels**2))
+    assert floor - 5 * tail.std() / np.sqrt(1000) < tail.mean() < 1.02 * floor
