@@ -39,6 +39,10 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.training
 	$(RUN) -m benchmarks.energies
 	$(RUN) -m benchmarks.walk
+	$(RUN) -m benchmarks.normal_means
+	$(RUN) -m benchmarks.sure
+	$(RUN) -m benchmarks.mixtures
+	$(RUN) -m benchmarks.posterior_components
 
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -113,8 +113,10 @@ def _from_fit(fit, coords, dims, draws):
     settings = {"coords": sizes | dict(coords or {}), "dims": named}
     # ArviZ 0.x takes the groups by name, 1.x in one mapping.
     from_dict: Any = az.from_dict
-    old = hasattr(az, "InferenceData")
-    data = from_dict(**groups, **settings) if old else from_dict(groups, **settings)
+    if az.__version__.startswith("0."):
+        data = from_dict(**groups, **settings)
+    else:
+        data = from_dict(groups, **settings)
     data["posterior"].attrs |= _created_by() | {
         "log_likelihood": fit.log_likelihood,
         "duality_gap": fit.duality_gap,

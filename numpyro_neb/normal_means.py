@@ -183,7 +183,9 @@ def fit_mixture(
         sigma: The noise's standard deviation, one for all or one for each, of shape (n,).
         locs: Where X may be, of shape (K, *event_shape). By default, in one dimension, a uniform
             grid over the range of y, zero among it, at a tenth of the least sigma (300 to 3,000
-            locations); in several, the observations themselves.
+            locations); in several, the observations themselves. For sign rates of effects that are
+            either zero or of a size that matters, leave a gap around zero: the data hardly tell
+            zero from a tenth of sigma, and the likelihood will put weight on both.
         max_gap: The duality gap to reach, in units of the log-likelihood of all data.
         max_iterations: Newton steps at most.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.

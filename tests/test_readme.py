@@ -35,6 +35,19 @@ def test_the_page_on_learned_priors_runs_as_printed():
     assert np.all(np.isfinite(names["log_density"]))
 
 
+@pytest.mark.slow
+def test_the_page_on_empirical_bayes_runs_as_printed():
+    names = names_after_running((ROOT / "docs" / "empirical_bayes.md").read_text())
+    x, y, fit = names["x"], names["y"], names["fit"]
+    assert np.sum((np.asarray(fit.posterior_mean) - x) ** 2) < 0.5 * np.sum((y - x) ** 2)
+    assert names["new"].posterior_mean.shape == (2,)
+    assert names["fit"].log_likelihood - names["gapped"].log_likelihood < 1
+    assert len(names["result"].losses) < 1000  # patience ran out
+    held_out = names["result"].validation_losses
+    assert held_out.min() < held_out[0]
+    assert names["posterior"].batch_shape == (10,)
+
+
 def test_names_in_the_table_exist():
     import numpyro_neb as neb
 
