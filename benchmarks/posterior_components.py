@@ -1,4 +1,4 @@
-"""Principal components of the posterior of MNIST digits: `python -m benchmarks.posterior_components`.
+"""Components of MNIST digits' posteriors: `python -m benchmarks.posterior_components`.
 
 Five components in 784 dimensions by subspace iteration on Jacobian-vector products, beside those of
 the whole covariance and its dense eigendecomposition. The energy is trained for a minute; mnist.npz
@@ -7,6 +7,7 @@ is read from the folder that NEB_DATA names, or else from ../shared/data.
 
 import argparse
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def main() -> None:
         train, test = (arrays[k].astype(np.float32) / 255 for k in ("x_train", "x_test"))
     network = neb.networks.MLP((28, 28), width_size=512, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, arguments.sigma, (28, 28), train.mean(), train.std())
-    settings = {"num_steps": arguments.steps, "batch_size": 128}
+    settings: Any = {"num_steps": arguments.steps, "batch_size": 128}
     energy = neb.fit(energy, train, key=jax.random.key(1), **settings).energy
     noise = np.random.default_rng(0).normal(size=(arguments.digits, 28, 28)).astype(np.float32)
     y = test[: arguments.digits] + arguments.sigma * noise

@@ -7,7 +7,7 @@ noisy data taken for clean ones believes that X is as noisy as Y, and shrinks to
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,9 +27,6 @@ from numpyro_neb.posteriors import (
     MixturePosterior,
     covariance_product,
 )
-
-if TYPE_CHECKING:
-    import lineax as lx
 
 Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -118,7 +115,7 @@ def posterior_covariance(
     *,
     chunk_size: int = 128,
     progress_bar: bool = True,
-) -> "Float[Array, '...'] | lx.AbstractLinearOperator":
+) -> Any:
     r"""Cov(X given Y=y) = sigma^2 (I - sigma^2 Hess phi(y)) = sigma^2 d x_hat / dy.
 
     As it is: a learned energy's may have negative eigenvalues where it fits badly.

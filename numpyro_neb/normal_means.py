@@ -1,6 +1,7 @@
 """Normal means: the law of X from noisy observations alone, by nonparametric maximum likelihood."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,8 @@ from tqdm.auto import tqdm
 from numpyro_neb.batching import in_chunks
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.posteriors import MixturePosterior
+
+Numbers = ArrayLike | Sequence
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,7 +81,7 @@ class MixtureFit:
         """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`."""
         return MixturePosterior(self.energy, self.y, self.sigma)
 
-    def predict(self, y: ArrayLike, sigma: ArrayLike) -> "MixtureFit":
+    def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
         """What the fitted law says of other observations.
 
         Args:
@@ -155,10 +158,10 @@ def _lfsr(energy, y, sigma):
 
 
 def fit_mixture(
-    y: ArrayLike,
-    sigma: ArrayLike,
+    y: Numbers,
+    sigma: Numbers,
     *,
-    locs: ArrayLike | None = None,
+    locs: Numbers | None = None,
     max_gap: float = 1e-3,
     max_iterations: int = 200,
     progress_bar: bool = True,

@@ -53,7 +53,7 @@ def test_names_in_the_table_exist():
 
     table = README.split("## What is in it")[1].split("## Good to know")[0]
     names = set(re.findall(r"`([a-zA-Z_.]+)\(", table)) | {"plots.denoising", "plots.walk_jump"}
-    for name in names - {"MCMC", "numpyro.sample"}:
+    for name in names - {"MCMC", "numpyro.sample", "at"}:
         found = neb
         for part in name.split("."):
             found = getattr(found, part)
