@@ -129,8 +129,11 @@ class MixturePosterior(_Posterior):
     def icdf(self, q: ArrayLike) -> Float[Array, "..."]:
         """The quantile at q of each coordinate: the least value whose `cdf` reaches q."""
         q = jnp.broadcast_to(jnp.asarray(q, self.y.dtype), self.y.shape)
-        quantile = _quantile_of_atoms if self.energy.spreads is None else _quantile_of_gaussians
-        return self._each(quantile, q)
+        if self.energy.spreads is not None:
+            return self._each(_quantile_of_gaussians, q)
+        locs = self.energy.locs
+        order = jnp.argsort(locs.reshape(len(locs), -1), axis=0)  # once for all observations
+        return self._each(partial(_quantile_of_atoms, order), q)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
@@ -358,9 +361,8 @@ def _normal_cdf(x, mean, deviation):
     return ndtr((x - mean) / jnp.maximum(deviation, tiny))
 
 
-def _quantile_of_atoms(energy, y, q):
+def _quantile_of_atoms(order, energy, y, q):
     locs = energy.locs.reshape(len(energy.locs), -1)
-    order = jnp.argsort(locs, axis=0)
     reached = jnp.cumsum(energy.responsibilities(y)[order], axis=0)
     # What rounding leaves the sum short of one must not move the last quantile.
     reached = reached / reached[-1:] >= q.reshape(1, -1)
