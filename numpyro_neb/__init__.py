@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from numpyro_neb import empirical_bayes, energies, integrators, networks
+from numpyro_neb import empirical_bayes, energies, geometry, integrators, networks
 from numpyro_neb.diagnostics import to_arviz
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.empirical_bayes import (
@@ -18,7 +18,7 @@ from numpyro_neb.energies import (
     NetworkEnergy,
     ResidualEnergy,
 )
-from numpyro_neb.geometry import critical_sigma, sphere_overlaps
+from numpyro_neb.geometry import critical_sigma, overlap_regimes, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.normal_means import MixtureFit, fit_mixture
@@ -48,10 +48,12 @@ __all__ = [
     "energies",
     "fit",
     "fit_mixture",
+    "geometry",
     "integrators",
     "learned_prior",
     "load",
     "networks",
+    "overlap_regimes",
     "plots",
     "posterior_covariance",
     "posterior_distribution",

@@ -1,11 +1,14 @@
 """i-spheres: how far apart the data lie, in units of the noise, and so which sigma to choose."""
 
+from collections.abc import Iterator
 from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.spatial.distance import pdist
+from scipy.special import gammaln
+from tqdm.auto import tqdm
 
 
 class SphereOverlaps(NamedTuple):
@@ -13,10 +16,13 @@ class SphereOverlaps(NamedTuple):
 
     Attributes:
         min: The smallest overlap: the closest pair.
-        median: The median.
+        median: The median, exact to the width of a bin.
         mean: The mean.
         max: The largest one, sigma_c: from this sigma on, all i-spheres overlap.
         num_pairs: How many pairs there are.
+        counts: A histogram of the overlaps in 200 equal bins from 0 to beyond `max`, of shape
+            (200,).
+        edges: Its edges, of shape (201,).
     """
 
     min: float
@@ -24,6 +30,8 @@ class SphereOverlaps(NamedTuple):
     mean: float
     max: float
     num_pairs: int
+    counts: np.ndarray
+    edges: np.ndarray
 
     def __str__(self) -> str:
         return (
@@ -31,18 +39,66 @@ class SphereOverlaps(NamedTuple):
             f" median {self.median:.3f}, mean {self.mean:.3f}, max (sigma_c) {self.max:.3f}"
         )
 
+    @property
+    def advice(self) -> str:
+        """What these overlaps say of the choice of sigma, in words."""
+        return (
+            f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
+            f" each example by itself. Near the median, {self.median:.3g}, half of the pairs overlap;"
+            f" from sigma_c = {self.max:.3g} on all do, and the density joins them. Take a sigma"
+            f" from {self.median:.2g} to {self.max:.2g} to walk between examples and jump back to"
+            f" sharp ones; smaller to denoise or recall details, larger to mix faster. Above"
+            f" {2 * self.max:.2g} each i-sphere contains all examples, and details are lost."
+        )
 
-def sphere_overlaps(x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"]) -> SphereOverlaps:
+
+class OverlapRegimes(NamedTuple):
+    """The shares of pairs of i-spheres at one sigma.
+
+    Attributes:
+        apart: sigma < chi.
+        overlapping: chi <= sigma < 2 chi.
+        contained: sigma >= 2 chi: each centre lies in the other's sphere.
+    """
+
+    apart: float
+    overlapping: float
+    contained: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.apart:.1%} of the pairs are apart, {self.overlapping:.1%} overlap,"
+            f" {self.contained:.1%} are contained in one another"
+        )
+
+
+class SphereShell(NamedTuple):
+    """Where the noise norm(Y - X) concentrates.
+
+    Attributes:
+        radius: Its mean, sigma sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2): about sigma sqrt(d).
+        width: Its standard deviation: about sigma / sqrt(2), however large d.
+    """
+
+    radius: float
+    width: float
+
+
+def sphere_overlaps(
+    x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"], *, progress_bar: bool = True
+) -> SphereOverlaps:
     """The overlaps chi_ij = norm(X_i - X_j) / (2 sqrt(d)) of the data's i-spheres.
 
     In high dimension the noisy samples Y of X_i lie on a thin shell about it, the i-sphere, of
-    radius sigma sqrt(d). Two of them begin to overlap at sigma = chi_ij.
+    radius sigma sqrt(d). Two of them begin to overlap at sigma = chi_ij. All pairs are visited, in
+    blocks of 2,048 x 2,048, so that memory does not grow with n^2.
 
     Args:
         x: Clean data, of shape (n, *event_shape), n at least 2.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
-        The summary, in the data's units; it prints as a sentence.
+        The summary, in the data's units; it prints as a sentence, and `advice` is a paragraph.
 
     Raises:
         ValueError: If there are fewer than two points, or one is not finite.
@@ -55,27 +111,42 @@ def sphere_overlaps(x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"])
         >>> print(neb.sphere_overlaps(np.array([[0.0], [2.0], [6.0]])))
         overlaps chi of 3 pairs: min 1.000, median 2.000, mean 2.000, max (sigma_c) 3.000
     """
-    x = np.asarray(x)
-    if x.ndim == 0 or len(x) < 2 or x.size == 0:
-        raise ValueError(f"x must hold at least two points, got shape {x.shape}")
-    x = x.reshape(len(x), -1)
-    if not np.all(np.isfinite(x)):
-        raise ValueError("x must be finite, got NaN or infinity")
-    chi = pdist(x) / (2 * sqrt(x.shape[1]))
+    x = _checked(x)
+    # No two points are farther apart than the ends of a diameter of a ball that holds all.
+    bound = np.sqrt(((x - x.mean(0)) ** 2).sum(1).max() / x.shape[1]) * (1 + 1e-9)
+    scale = _BINS / max(bound, np.finfo(float).tiny)
+    counts, sums = np.zeros(_BINS + 1), np.zeros(_BINS + 1)
+    low, high = np.inf, 0.0
+    for chi in _overlaps(x, progress_bar):
+        bins = np.minimum((chi * scale).astype(np.int32), _BINS)
+        counts += np.bincount(bins, minlength=_BINS + 1)
+        sums += np.bincount(bins, chi, minlength=_BINS + 1)
+        low, high = min(low, chi.min()), max(high, chi.max())
+    # The two middle ranks; of a bin's values the mean.
+    middle = np.searchsorted(
+        np.cumsum(counts), [(counts.sum() - 1) // 2, counts.sum() // 2], "right"
+    )
+    coarse = counts[:_BINS].reshape(200, -1).sum(1)
+    coarse[-1] += counts[_BINS]
     return SphereOverlaps(
-        min=float(chi.min()),
-        median=float(np.median(chi)),
-        mean=float(chi.mean()),
-        max=float(chi.max()),
-        num_pairs=len(chi),
+        min=float(low),
+        median=float(np.mean(sums[middle] / counts[middle])),
+        mean=float(sums.sum() / counts.sum()),
+        max=float(high),
+        num_pairs=int(counts.sum()),
+        counts=coarse.astype(int),
+        edges=np.linspace(0, bound, 201),
     )
 
 
-def critical_sigma(x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"]) -> float:
+def critical_sigma(
+    x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"], *, progress_bar: bool = True
+) -> float:
     """sigma_c = max chi_ij, the noise at which the last two i-spheres meet.
 
     Args:
         x: Clean data, of shape (n, *event_shape), n at least 2.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
         sigma_c, in the data's units.
@@ -91,4 +162,115 @@ def critical_sigma(x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"]) 
         >>> neb.critical_sigma(np.array([[0.0], [2.0], [6.0]]))
         3.0
     """
-    return sphere_overlaps(x).max
+    return sphere_overlaps(x, progress_bar=progress_bar).max
+
+
+def overlap_regimes(
+    x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"],
+    sigma: float,
+    *,
+    progress_bar: bool = True,
+) -> OverlapRegimes:
+    """Which share of the pairs of i-spheres is apart, overlapping and contained at one sigma.
+
+    Args:
+        x: Clean data, of shape (n, *event_shape), n at least 2.
+        sigma: The noise's standard deviation, positive.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        The three shares, which sum to one; they print as a sentence.
+
+    Raises:
+        ValueError: If there are fewer than two points, one is not finite, or sigma is not positive.
+
+    Reference:
+        NEB section 4.
+
+    Example:
+        >>> import numpy as np, numpyro_neb as neb
+        >>> print(neb.overlap_regimes(np.array([[0.0], [2.0], [6.0]]), sigma=2.0))
+        33.3% of the pairs are apart, 33.3% overlap, 33.3% are contained in one another
+    """
+    x, sigma = _checked(x), _positive("sigma", sigma)
+    apart = contained = total = 0
+    for chi in _overlaps(x, progress_bar):
+        apart += int(np.sum(sigma < chi))
+        contained += int(np.sum(sigma >= 2 * chi))
+        total += len(chi)
+    return OverlapRegimes(apart / total, (total - apart - contained) / total, contained / total)
+
+
+def sphere_shell(dim: int, sigma: float) -> SphereShell:
+    """The radius and the width of the shell on which Y lies about X: a chi distribution's moments.
+
+    Args:
+        dim: The dimension d.
+        sigma: The noise's standard deviation, positive.
+
+    Returns:
+        The mean and the standard deviation of norm(Y - X).
+
+    Raises:
+        ValueError: If dim is not a positive int, or sigma is not positive.
+
+    Reference:
+        NEB section 4.
+
+    Example:
+        >>> import numpyro_neb as neb
+        >>> shell = neb.geometry.sphere_shell(784, sigma=0.3)
+        >>> print(f"{shell.radius:.2f} +- {shell.width:.2f}")
+        8.40 +- 0.21
+    """
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"dim must be a positive int, got {dim!r}")
+    sigma = _positive("sigma", sigma)
+    mean = sqrt(2) * np.exp(gammaln((dim + 1) / 2) - gammaln(dim / 2))
+    return SphereShell(float(sigma * mean), float(sigma * np.sqrt(dim - mean**2)))
+
+
+# A histogram's bins: a multiple of 200.
+_BINS = 200 * 1000
+_BLOCK = 2048
+
+
+def _overlaps(x: np.ndarray, progress_bar: bool) -> Iterator[np.ndarray]:
+    """The overlaps of all pairs, a block at a time."""
+    starts = range(0, len(x), _BLOCK)
+    unit = 2 * sqrt(x.shape[1])
+    total = len(starts) * (len(starts) + 1) // 2
+    with tqdm(total=total, disable=not progress_bar, delay=1, desc="overlaps") as bar:
+        for i in starts:
+            rows = x[i : i + _BLOCK]
+            for j in range(i, len(x), _BLOCK):
+                chi = pdist(rows) if i == j else _distances(rows, x[j : j + _BLOCK])
+                bar.update()
+                if chi.size:
+                    yield chi.ravel() / unit
+
+
+def _distances(a, b):
+    """Distances by one matrix product; those that it can't tell from zero, one by one."""
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    doubtful = squares < 1e-9 * squares.max()
+    if doubtful.any():
+        rows, columns = np.nonzero(doubtful)
+        squares[rows, columns] = ((a[rows] - b[columns]) ** 2).sum(1)
+    return np.sqrt(squares)
+
+
+def _checked(x) -> np.ndarray:
+    x = np.asarray(x)
+    if x.ndim == 0 or len(x) < 2 or x.size == 0:
+        raise ValueError(f"x must hold at least two points, got shape {x.shape}")
+    x = x.reshape(len(x), -1).astype(float)
+    if not np.all(np.isfinite(x)):
+        raise ValueError("x must be finite, got NaN or infinity")
+    return x - x.mean(0)
+
+
+def _positive(name, value) -> float:
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return float(value)
