@@ -44,7 +44,7 @@ class SphereOverlaps(NamedTuple):
         """What these overlaps say of the choice of sigma, in words."""
         return (
             f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
-            f" each example by itself. Near the median, {self.median:.3g}, half of the pairs overlap;"
+            f" each example by itself. At the median, {self.median:.3g}, half of the pairs overlap;"
             f" from sigma_c = {self.max:.3g} on all do, and the density joins them. Take a sigma"
             f" from {self.median:.2g} to {self.max:.2g} to walk between examples and jump back to"
             f" sharp ones; smaller to denoise or recall details, larger to mix faster. Above"
@@ -114,7 +114,8 @@ def sphere_overlaps(
     x = _checked(x)
     # No two points are farther apart than the ends of a diameter of a ball that holds all.
     bound = np.sqrt(((x - x.mean(0)) ** 2).sum(1).max() / x.shape[1]) * (1 + 1e-9)
-    scale = _BINS / max(bound, np.finfo(float).tiny)
+    bound = bound if bound > 0 else 1.0
+    scale = _BINS / bound
     counts, sums = np.zeros(_BINS + 1), np.zeros(_BINS + 1)
     low, high = np.inf, 0.0
     for chi in _overlaps(x, progress_bar):
