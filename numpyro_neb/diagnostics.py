@@ -21,7 +21,7 @@ def to_arviz(
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     *,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Any:
     """The draws of an `MCMC(WalkJumpKernel(...))`, or of a `MixtureFit`, as ArviZ data.
@@ -41,7 +41,7 @@ def to_arviz(
         dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
             `row`, `column` by default for events of rank 2, `channel`, `row`, `column` for rank 3,
             and `event_dim_0`, ... otherwise. The observations of a fit are `observation`.
-        num_samples: The number of draws from each chain of a fit.
+        num_samples: The number of draws in each chain of a fit, 1,000 by default.
         key: A JAX random key for them, `jax.random.key(0)` by default.
 
     Returns:
@@ -67,7 +67,9 @@ def to_arviz(
     """
     if isinstance(mcmc, MixtureFit):
         key = jax.random.key(0) if key is None else key
-        return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, num_samples)))
+        return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, num_samples or 1000)))
+    if num_samples is not None or key is not None:
+        raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
     import arviz as az
 
     kernel = getattr(mcmc, "sampler", None)
@@ -107,8 +109,8 @@ def _from_fit(fit, coords, dims, draws):
     sizes = {dim: np.arange(n) for dim, n in zip(named["y"], fit.y.shape, strict=True)}
     groups = {
         "posterior": {"x": np.asarray(draws)},
-        "observed_data": {"y": np.asarray(fit.y)},
-        "constant_data": {"sigma": np.asarray(fit.sigma)},
+        "observed_data": {"y": fit.y},
+        "constant_data": {"sigma": fit.sigma},
     }
     settings = {"coords": sizes | dict(coords or {}), "dims": named}
     # ArviZ 0.x takes the groups by name, 1.x in one mapping.

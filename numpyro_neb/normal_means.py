@@ -2,21 +2,19 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 from scipy.optimize import nnls
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from tqdm.auto import tqdm
 
-from numpyro_neb.batching import in_chunks
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.posteriors import MixturePosterior
 
@@ -27,59 +25,79 @@ Numbers = ArrayLike | Sequence
 class MixtureFit:
     """A law of X estimated from noisy observations, and what it says of each of them.
 
-    `print` shows it as a table; `to_arviz(fit)` gives ArviZ draws of each X.
+    `print` shows it as a table; `to_arviz(fit)` gives ArviZ draws of each X. What is said of the
+    observations is computed in float64, on the host.
 
     Attributes:
         energy: The fitted mixture of point masses; at the median of `sigma` where that differs.
         y: The observations, of shape (n, *event_shape).
         sigma: The noise of each, of shape (n,).
-        duality_gap: The log-likelihood of the data that the mixture was fitted to is at most this
-            far below the best that any weights on the same locations have.
+        locs: Where the point masses are, of shape (K, *event_shape).
+        weights: What they weigh, of shape (K,).
+        duality_gap: The log-likelihood is at most this far below the best that any weights on the
+            same candidate locations have; NaN for data that the mixture was not fitted to.
         num_iterations: Newton steps taken.
     """
 
     energy: MixtureEnergy
-    y: Float[Array, "n *event"]
-    sigma: Float[Array, " n"]
+    y: Float[np.ndarray, "n *event"]
+    sigma: Float[np.ndarray, " n"]
+    locs: Float[np.ndarray, "K *event"]
+    weights: Float[np.ndarray, " K"]
     duality_gap: float
     num_iterations: int
 
     @cached_property
     def log_likelihoods(self) -> Float[np.ndarray, " n"]:
-        """Log f(y_j), each at its own sigma_j, in float64."""
-        flat = lambda a: np.asarray(a, float).reshape(len(a), -1)  # noqa: E731
-        kernel = _Kernel(flat(self.y), np.asarray(self.sigma, float), flat(self.energy.locs))
-        return kernel.log_density(np.arange(len(self.energy.locs)), self._weights)
+        """Log f(y_j), each at its own sigma_j."""
+        return self._kernel.log_density(np.arange(len(self.locs)), self.weights)
 
     @property
     def log_likelihood(self) -> float:
         """The log-likelihood of all of `y`, each at its own sigma: sum_j log f(y_j)."""
         return float(np.sum(self.log_likelihoods))
 
-    @cached_property
-    def posterior_mean(self) -> Float[Array, "n *event"]:
+    @property
+    def posterior_mean(self) -> Float[np.ndarray, "n *event"]:
         """E[X given Y=y] of each observation."""
-        return self._each(_mean)
-
-    @cached_property
-    def posterior_std(self) -> Float[Array, "n *event"]:
-        """The standard deviation of X given Y=y, of each observation and coordinate."""
-        return jnp.sqrt(self._each(_variance))
+        return self._moments[0]
 
     @property
-    def posterior_second_moment(self) -> Float[Array, "n *event"]:
+    def posterior_std(self) -> Float[np.ndarray, "n *event"]:
+        """The standard deviation of X given Y=y, of each observation and coordinate."""
+        return self._moments[1]
+
+    @property
+    def posterior_second_moment(self) -> Float[np.ndarray, "n *event"]:
         """E[X^2 given Y=y] of each observation and coordinate."""
         return self.posterior_mean**2 + self.posterior_std**2
 
-    @cached_property
-    def lfsr(self) -> Float[Array, "n *event"]:
+    @property
+    def lfsr(self) -> Float[np.ndarray, "n *event"]:
         """The local false sign rate, min(P(X <= 0), P(X >= 0)) given Y=y."""
-        return self._each(_lfsr)
+        return self._moments[2]
+
+    @cached_property
+    def _moments(self):
+        locs = self.locs.reshape(len(self.locs), -1)
+        centre = self.weights @ locs
+        columns = np.hstack([locs - centre, (locs - centre) ** 2, locs <= 0, locs >= 0])
+        averages = self._kernel.averages(self.weights, columns)
+        first, second, below, above = np.split(averages, 4, axis=1)
+        std = np.sqrt(np.maximum(second - first**2, 0))
+        results = (centre + first, std, np.minimum(below, above))
+        return tuple(result.reshape(self.y.shape) for result in results)
+
+    @property
+    def _kernel(self):
+        flat = lambda a: a.reshape(len(a), -1)  # noqa: E731
+        return _Kernel(flat(self.y), self.sigma, flat(self.locs))
 
     @property
     def posterior(self) -> MixturePosterior:
         """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`."""
-        return MixturePosterior(self.energy, self.y, self.sigma)
+        y, sigma = jnp.asarray(self.y, float), jnp.asarray(self.sigma, float)
+        return MixturePosterior(self.energy, y, sigma)
 
     def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
         """What the fitted law says of other observations.
@@ -99,62 +117,34 @@ class MixtureFit:
         if y.shape[1:] != self.energy.event_shape:
             shape = _shape("m", self.energy.event_shape)
             raise ValueError(f"y must have shape {shape}, got {y.shape}")
-        new = (jnp.asarray(y, float), jnp.asarray(sigma, float))
-        return MixtureFit(self.energy, *new, self.duality_gap, self.num_iterations)
+        return replace(self, y=y, sigma=sigma, duality_gap=np.nan)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Draws of X given Y=y for each observation, of shape (*shape, n, *event_shape)."""
         return self.posterior.sample(key, shape)
 
     def __repr__(self) -> str:
-        weights, n = self._weights, len(self.y)
-        lines = [
-            f"MixtureFit of {n} observations: log-likelihood {self.log_likelihood:.4f},"
-            f" at most {self.duality_gap:.2g} below the best",
-            f"{len(weights)} point masses"
-            + (
-                ""
-                if self.energy.event_shape
-                else ": "
-                + ", ".join(
-                    f"{w:.3g} at {m:.4g}" for w, m in zip(weights, self.energy.locs, strict=True)
-                )
-            ),
-        ]
+        weights, n = self.weights, len(self.y)
+        title = f"MixtureFit of {n} observations: log-likelihood {self.log_likelihood:.4f}"
+        if np.isfinite(self.duality_gap):
+            title += f", at most {self.duality_gap:.2g} below the best on its locations"
         if self.energy.event_shape:
-            return "\n".join(lines)
+            return f"{title}\n{len(weights)} point masses"
+        atoms = [f"{w:.3g} at {m:.4g}" for w, m in zip(weights, self.locs, strict=True)]
+        atoms = [*atoms[:6], "...", *atoms[-6:]] if len(atoms) > 12 else atoms
         columns = ("y", "sigma", "posterior_mean", "posterior_std", "lfsr")
-        rows = range(n) if n <= 10 else [*range(5), *range(n - 5, n)]
-        table = np.stack([np.asarray(getattr(self, c))[np.asarray(rows, int)] for c in columns], 1)
-        lines.append(" " * 8 + "".join(f"{c:>16}" for c in columns))
-        for row, values in zip(rows, table, strict=True):
-            lines.append(f"{row:8}" + "".join(f"{v:16.4g}" for v in values))
+        rows = list(range(n)) if n <= 10 else [*range(5), *range(n - 5, n)]
+        table = np.stack([getattr(self, c)[rows] for c in columns], 1)
+        body = [
+            f"{row:8}" + "".join(f"{v:16.4g}" for v in values)
+            for row, values in zip(rows, table, strict=True)
+        ]
         if n > 10:
-            lines.insert(-5, f"{'...':>8}")
-        return "\n".join(lines)
-
-    @property
-    def _weights(self):
-        return np.exp(np.asarray(self.energy.log_weights, float))
-
-    def _each(self, fn) -> Any:
-        call = lambda y, sigma: fn(self.energy, y, sigma)  # noqa: E731
-        return in_chunks(call, (self.y, self.sigma), 65536, True)
-
-
-@eqx.filter_jit
-def _mean(energy, y, sigma):
-    return MixturePosterior(energy, y, sigma).mean
-
-
-@eqx.filter_jit
-def _variance(energy, y, sigma):
-    return MixturePosterior(energy, y, sigma).variance
-
-
-@eqx.filter_jit
-def _lfsr(energy, y, sigma):
-    return MixturePosterior(energy, y, sigma).lfsr
+            body.insert(5, f"{'...':>8}")
+        header = " " * 8 + "".join(f"{c:>16}" for c in columns)
+        return "\n".join(
+            [title, f"{len(weights)} point masses: " + ", ".join(atoms), header, *body]
+        )
 
 
 def fit_mixture(
@@ -185,10 +175,12 @@ def fit_mixture(
         y: Observations, of shape (n,), or (n, *event_shape) in several dimensions.
         sigma: The noise's standard deviation, one for all or one for each, of shape (n,).
         locs: Where X may be, of shape (K, *event_shape). By default, in one dimension, a uniform
-            grid over the range of y, zero among it, at a tenth of the least sigma (300 to 3,000
-            locations); in several, the observations themselves. For sign rates of effects that are
-            either zero or of a size that matters, leave a gap around zero: the data hardly tell
-            zero from a tenth of sigma, and the likelihood will put weight on both.
+            grid of 300 over the range of y, and about each observation one at a tenth of its sigma,
+            all with zero among them if it is in the range; in several, the observations themselves
+            (where these are few, or the dimensions many, each keeps its own, and nothing shrinks).
+            For sign rates of effects that are either zero or of a size
+            that matters, leave a gap around zero: the data hardly tell zero from a tenth of sigma,
+            and the likelihood will put weight on both.
         max_gap: The duality gap to reach, in units of the log-likelihood of all data.
         max_iterations: Newton steps at most.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
@@ -202,7 +194,8 @@ def fit_mixture(
             does not fit y.
 
     Warns:
-        UserWarning: If max_iterations did not suffice: with the gap reached.
+        UserWarning: If max_iterations did not suffice, with the gap reached; or if the grid had to
+            be coarser than a fifth of sigma.
 
     Reference:
         Kiefer and Wolfowitz, Annals of Mathematical Statistics 27 (1956); Koenker and Mizera, JASA
@@ -232,7 +225,7 @@ def fit_mixture(
             stacklevel=find_stack_level(),
         )
     energy = MixtureEnergy(candidates[active], np.median(sigma), np.log(weights))
-    return MixtureFit(energy, jnp.asarray(y, float), jnp.asarray(sigma, float), gap, steps)
+    return MixtureFit(energy, y, sigma, candidates[active], weights, gap, steps)
 
 
 @dataclass(frozen=True)
@@ -263,6 +256,13 @@ class _Kernel:
         parts = [logsumexp(self.logs(b, active), axis=1, b=weights) for b in blocks]
         return np.concatenate(parts)
 
+    def averages(self, weights: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The posterior expectations of columns, numbers for each location, given each y_j."""
+        everything = slice(None)
+        blocks = self.blocks(len(self.locs))
+        parts = [softmax(self.logs(b, everything) + np.log(weights), axis=1) for b in blocks]
+        return np.concatenate([part @ columns for part in parts])
+
     def ratios(self, active: np.ndarray, log_f: np.ndarray) -> np.ndarray:
         """N(y_j; m_i, sigma_j^2 I) / f(y_j) of the active locations, of shape (n, k)."""
         parts = [self._ratio(block, active, log_f) for block in self.blocks(len(active))]
@@ -283,8 +283,8 @@ class _Kernel:
 
 # Numbers in a block: it fits in a core's cache.
 _BLOCK = 2**18
-# exp() of it, summed over the data, is still finite.
-_HIGHEST = 500.0
+# The square of exp() of it, summed over the data, is still finite.
+_HIGHEST = 300.0
 
 
 def _maximise(kernel, max_gap, max_iterations, bar):
@@ -311,10 +311,14 @@ def _maximise(kernel, max_gap, max_iterations, bar):
 
 
 def _start(kernel):
-    """Locations all over the line; in several dimensions those that stand out after some EM."""
+    """Locations near all observations; in several dimensions those that stand out after some EM."""
     count = len(kernel.locs)
     if kernel.locs.shape[1] == 1:
-        active = np.unique(np.linspace(0, count - 1, min(count, 64)).astype(int))
+        # The one next to each observation, or to one in the same two sigmas.
+        y, locs = kernel.y[:, 0], kernel.locs[:, 0]
+        chosen = np.unique(_cells(y, kernel.sigma, 2.0), axis=0, return_index=True)[1]
+        middle = (locs[1:] + locs[:-1]) / 2
+        active = np.unique(np.searchsorted(middle, y[chosen]))
         return active, np.full(len(active), 1 / len(active))
     weights = np.full(count, 1 / count)
     for _ in range(10):
@@ -352,7 +356,13 @@ def _newton_step(ratios, start):
     roots = np.sqrt(np.maximum(values, 1e-12 * values[-1]))
     gradient = ratios.mean(0)
     target = vectors.T @ (2 * gradient - 1) / roots
-    goal, _ = nnls(roots[:, None] * vectors.T, target, maxiter=100 * len(start))
+    expected = start * gradient  # a step of expectation maximisation, which never does harm
+    try:
+        goal, _ = nnls(roots[:, None] * vectors.T, target, maxiter=100 * len(start))
+    except RuntimeError:  # it has a limit of iterations
+        return expected / expected.sum()
+    if not goal.sum() > 0:
+        return expected / expected.sum()
     direction = goal / goal.sum() - start
     change = ratios @ direction
     slope, step = change.sum(), 1.0
@@ -362,6 +372,8 @@ def _newton_step(ratios, start):
         if factors.min() > 0.05 and np.log(factors).sum() >= 1e-4 * step * slope:
             break
         step /= 2
+    else:
+        return expected / expected.sum()
     weights = np.maximum(start + step * direction, 0)
     weights[weights < 1e-14] = 0
     return weights / weights.sum()
@@ -380,10 +392,41 @@ def _candidates(y, sigma, locs):
     low, high = y.min(), y.max()
     if low == high:
         return np.asarray([low])
-    count = np.clip(10 * (high - low) / sigma.min(), 300, 3000)
-    # Multiples of the spacing: zero, a common truth, is one of them.
-    spacing = (high - low) / count
-    return spacing * np.arange(np.floor(low / spacing), np.ceil(high / spacing) + 1)
+    coarser, locs = 1.0, _grid(y, sigma, 1.0)
+    while len(locs) > max(3000, 2e7 / len(y)):
+        coarser *= 2
+        locs = _grid(y, sigma, coarser)
+    if coarser > 2:
+        warnings.warn(
+            f"locs would be too many at a tenth of sigma: the grid's spacing is {coarser / 10:g}"
+            " sigma, and the likelihood may lie below the best by more than the duality gap",
+            stacklevel=find_stack_level(),
+        )
+    return locs
+
+
+def _grid(y, sigma, coarser):
+    """A coarse grid over the range of y, and about each observation one of a tenth of its sigma."""
+    low, high = y.min(), y.max()
+    widest = (high - low) / 300
+    # Multiples of the spacing: zero, a common truth, is one of them if it is in the range.
+    parts = [widest * np.arange(np.floor(low / widest), np.ceil(high / widest) + 1)]
+    cells = np.unique(_cells(y, sigma, 0.1 * coarser), axis=0)
+    for octave in np.unique(cells[:, 0]):
+        spacing = 0.1 * coarser * 2.0**octave
+        near = np.arange(-int(40 / coarser) - 1, int(40 / coarser) + 2)
+        indices = np.unique((cells[cells[:, 0] == octave, 1:] + near).ravel())
+        parts.append(spacing * indices)
+    locs = np.concatenate(parts)
+    # Locations that coincide but for rounding are one.
+    locs = np.unique(locs[(locs >= low - widest) & (locs <= high + widest)])
+    return locs[np.concatenate([[True], np.diff(locs) > 1e-9 * (np.abs(locs[1:]) + high - low)])]
+
+
+def _cells(y, sigma, width):
+    """Pairs of an octave of sigma, and y's place in units of width times that octave's sigma."""
+    octave = np.floor(np.log2(sigma))
+    return np.stack([octave, np.round(y / (width * 2.0**octave))], axis=1)
 
 
 def _shape(first, rest):

@@ -24,7 +24,7 @@ ARROWS = {
     "kernels": {"energies", "integrators", "adaptation", "densities"},
     "normalizer": {"energies", "integrators"},
     "posteriors": {"batching", "energies", "mixtures", "convolutions"},
-    "normal_means": {"batching", "mixtures", "posteriors"},
+    "normal_means": {"mixtures", "posteriors"},
     "empirical_bayes": {
         "batching",
         "energies",
