@@ -71,10 +71,14 @@ def in_chunks(
             # The last chunk reaches back, so that one compiled shape serves all.
             begin = min(start, count - chunk_size)
             out = fn(*(jnp.asarray(a[begin : begin + chunk_size]) for a in operands))
-            # Held by the host: a device keeps no more than the result.
-            outs.append(jax.tree.map(lambda a, n=start - begin: np.asarray(a)[n:], out))
+            outs.append(jax.tree.map(lambda a, n=start - begin: _held(a)[n:], out))
             bar.update(begin + chunk_size - start)
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *outs)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+
+def _held(array):
+    """By the host, so that a device keeps no more than the result; not where it is traced."""
+    return array if isinstance(array, Tracer) else np.asarray(array)
 
 
 def batch_shape_of(y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
@@ -55,7 +56,7 @@ def posterior_mean(
 
     Raises:
         TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y does not end in the event shape, or chunk_size is not a positive int.
+        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
 
     Reference:
         Robbins 1956; Miyasawa 1961; NEB equation 3.
@@ -93,7 +94,7 @@ def posterior_std(
 
     Raises:
         TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y does not end in the event shape, or chunk_size is not a positive int.
+        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
 
     Reference:
         Efron, Tweedie's formula and selection bias, JASA 106 (2011).
@@ -105,7 +106,8 @@ def posterior_std(
         Array([1.], dtype=float32)
     """
     variances = _over(_variances, energy, y, chunk_size, progress_bar)
-    return jnp.sqrt(jnp.maximum(variances, 0))
+    positive = variances > 0  # and no infinite derivative where it is not
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variances, 1)), 0)
 
 
 def posterior_covariance(
@@ -126,7 +128,7 @@ def posterior_covariance(
         y: Observations, of shape (*batch, *event_shape).
         covariance: "full", a matrix over the flattened event; "diagonal", the variances; or
             "operator", v -> Cov v for large d, one Jacobian-vector product a call and no matrix.
-        chunk_size: How many observations are worked on at once.
+        chunk_size: How many observations are worked on at once; an operator's `mv` takes all.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
@@ -330,6 +332,8 @@ def posterior_components(
         raise ValueError(f"num_components must be an int from 1 to d = {d}, got {num_components!r}")
     if not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
     batch = batch_shape_of(y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
     find = partial(
@@ -345,7 +349,7 @@ def posterior_components(
 
 @eqx.filter_jit
 def _components(energy, y, num_components, tolerance, max_iterations):
-    d = y[0].size
+    d = int(np.prod(energy.event_shape))
     # The error shrinks like the ratio of the first eigenvalue left out to the last one asked for.
     size = min(d, 2 * num_components + 5)
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (d, size), y.dtype))[0]
@@ -407,7 +411,7 @@ def local_false_sign_rate(
 
     Raises:
         TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y does not end in the event shape, or chunk_size is not a positive int.
+        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
 
     Reference:
         Stephens, False discovery rates: a new deal, Biostatistics 18 (2017).
@@ -438,6 +442,8 @@ def _checked(energy, y, chunk_size):
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must hold floats, got {y.dtype}")
     batch_shape_of(y, energy.event_shape)
+    if not isinstance(y, Tracer) and not np.all(np.isfinite(y)):
+        raise ValueError("y must be finite, got NaN or infinity")
     return y
 
 

@@ -290,11 +290,13 @@ class ConditionalEnergy(_Picklable):
             ValueError: If sigma is outside `sigma_range`, where the network knows nothing.
         """
         low, high = self.sigma_range
-        sigma = positive_scalar("sigma", sigma)
+        level: Any = positive_scalar("sigma", sigma)
         slack = 1e-6  # a float32 of the range's own ends lies in it
-        if not isinstance(sigma, Tracer) and not low * (1 - slack) <= sigma <= high * (1 + slack):
-            raise ValueError(f"sigma must be in sigma_range = ({low:g}, {high:g}), got {sigma:g}")
-        return self.unchecked_at(sigma)
+        outside = (level < low * (1 - slack)) | (level > high * (1 + slack))
+        message = f"sigma must be in sigma_range = ({low:g}, {high:g})"
+        if not isinstance(level, Tracer) and outside:
+            raise ValueError(f"{message}, got {level:g}")
+        return self.unchecked_at(eqx.error_if(level, outside, message))
 
     def unchecked_at(self, sigma: Float[Array, ""]) -> ResidualEnergy:
         """`at`, for a sigma that is known to be in the range."""

@@ -34,8 +34,8 @@ class MixtureEnergy(AbstractEnergy):
         loc: The mean of X, of shape `event_shape`.
         scale: The standard deviation of X in each coordinate, of shape `event_shape`.
 
-    Memory: components are worked on 2,048 at a time, so a batch of n points needs 2,048 n numbers
-    beside the locations and the result, however many the locations are.
+    Memory: components are worked on 2,048 at a time (a d-th of that with covariances), so a batch
+    of n points needs 2,048 n numbers beside the components and the result, however many they are.
 
     Rounding: a component's log density has an error of about eps R^2 / sigma^2, where eps is the
     dtype's and R the farthest location's distance from `loc`.
@@ -102,7 +102,7 @@ class MixtureEnergy(AbstractEnergy):
 
         def scores(part):
             scaled = self._rotated(y, part) / (part.spreads + self.sigma**2)
-            return -_product("kij,kj->ki", part.axes, scaled)
+            return _ones(part), -_product("kij,kj->ki", part.axes, scaled)
 
         return self.average(y, scores).reshape(self.event_shape)
 
@@ -112,7 +112,7 @@ class MixtureEnergy(AbstractEnergy):
         E[X given y, i] = m_i + C_i (C_i + sigma^2 I)^-1 (y - m_i). Equal to y - sigma^2 grad phi,
         without the cancellation of two large numbers that this form meets far from the data.
         """
-        centred = self.average(y, lambda part: self.posterior_means(y, part))
+        centred = self.average(y, lambda part: (_ones(part), self.posterior_means(y, part)))
         return self.loc + centred.reshape(self.event_shape)
 
     def at(self, sigma: ArrayLike) -> "MixtureEnergy":
@@ -151,15 +151,15 @@ class MixtureEnergy(AbstractEnergy):
     def average(
         self,
         y: Float[Array, "*event"],
-        values: Callable[["Components"], Float[Array, "k *out"]],
+        values: Callable[["Components"], tuple[Float[Array, " k"], Float[Array, "k *out"]]],
     ) -> Float[Array, "*out"]:
-        """sum_i r_i value_i with r_i = P(i given y): an expectation given Y=y.
+        """sum_i r_i factor_i value_i with r_i = P(i given y): an expectation given Y=y.
 
         Components are worked on `_BLOCK` at a time, so that memory does not grow with their number.
 
         Args:
             y: One smoothed signal.
-            values: Maps some of the components to a value for each.
+            values: Maps some of the components to a factor and a value for each.
         """
         return self._reduce(y, values)[1]
 
@@ -168,26 +168,29 @@ class MixtureEnergy(AbstractEnergy):
         check_event(y, self.event_shape)
         whole = self.components
         count = len(self.locs)
-        if count <= _BLOCK:
+        block = _BLOCK if self.spreads is None else max(1, _BLOCK // self.spreads.shape[1])
+        if count <= block:
             logits = self._logits(y, whole)
             if values is None:
                 return jax.nn.logsumexp(logits), None
-            return None, _product("k,k...->...", jax.nn.softmax(logits), values(whole))
+            factors, terms = values(whole)
+            return None, _product("k,k...->...", jax.nn.softmax(logits) * factors, terms)
 
         # The softmax of one block after another, rescaled to the largest logit so far.
         def step(carry, number):
             # The last block reaches back, and leaves out what the one before has had.
-            start = jnp.minimum(number * _BLOCK, count - _BLOCK)
-            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=_BLOCK)
+            start = jnp.minimum(number * block, count - block)
+            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block)
             part = jax.tree.map(cut, whole)
-            new = start + jnp.arange(_BLOCK) >= number * _BLOCK
+            new = start + jnp.arange(block) >= number * block
             logits = jnp.where(new, self._logits(y, part), -jnp.inf)
             top = jax.lax.stop_gradient(jnp.maximum(carry[0], jnp.max(logits)))
             shrink, weights = jnp.exp(carry[0] - top), jnp.exp(logits - top)
             total = shrink * carry[1] + jnp.sum(weights)
             if values is None:
                 return (top, total, None), None
-            sums = _product("k,k...->...", weights, values(part))
+            factors, terms = values(part)
+            sums = _product("k,k...->...", weights * factors, terms)
             return (top, total, sums if carry[2] is None else shrink * carry[2] + sums), None
 
         lowest = jnp.full((), jnp.finfo(self.sigma.dtype).min, self.sigma.dtype)
@@ -197,7 +200,7 @@ class MixtureEnergy(AbstractEnergy):
             carry = (*carry[:2], jnp.zeros(shapes.shape, shapes.dtype))
         # What a gradient needs of a block is computed anew rather than kept.
         step = jax.checkpoint(step, prevent_cse=False)
-        (top, total, sums), _ = jax.lax.scan(step, carry, jnp.arange(-(-count // _BLOCK)))
+        (top, total, sums), _ = jax.lax.scan(step, carry, jnp.arange(-(-count // block)))
         return top + jnp.log(total), None if sums is None else sums / total
 
     @property
@@ -205,10 +208,10 @@ class MixtureEnergy(AbstractEnergy):
         """All of the components."""
         return Components(self.locs, self.log_weights, self.spreads, self.axes)
 
-    def responsibilities(self, y: Float[Array, "*event"]) -> Float[Array, " K"]:
-        """r_i = P(i given Y=y), which sum to one."""
+    def log_responsibilities(self, y: Float[Array, "*event"]) -> Float[Array, " K"]:
+        """Log r_i = log P(i given Y=y)."""
         check_event(y, self.event_shape)
-        return jax.nn.softmax(self._logits(y, self.components))
+        return jax.nn.log_softmax(self._logits(y, self.components))
 
     def posterior_means(
         self, y: Float[Array, "*event"], part: "Components | None" = None
@@ -258,8 +261,13 @@ class Components(NamedTuple):
     axes: Float[Array, "k d d"] | None
 
 
-# How many components are worked on at once.
+# How many components are worked on at once; with covariances a d-th of it.
 _BLOCK = 2048
+
+
+def _ones(part):
+    return jnp.ones_like(part.log_weights)
+
 
 _product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 

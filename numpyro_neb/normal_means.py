@@ -175,8 +175,8 @@ def fit_mixture(
         y: Observations, of shape (n,), or (n, *event_shape) in several dimensions.
         sigma: The noise's standard deviation, one for all or one for each, of shape (n,).
         locs: Where X may be, of shape (K, *event_shape). By default, in one dimension, a uniform
-            grid of 300 over the range of y, and about each observation one at a tenth of its sigma,
-            all with zero among them if it is in the range; in several, the observations themselves
+            grid of 300 over the range of y, finer about observations with a sigma below ten
+            spacings, with zero on it if it is in the range; in several, the observations themselves
             (where these are few, or the dimensions many, each keeps its own, and nothing shrinks).
             For sign rates of effects that are either zero or of a size
             that matters, leave a gap around zero: the data hardly tell zero from a tenth of sigma,
@@ -316,7 +316,9 @@ def _start(kernel):
     if kernel.locs.shape[1] == 1:
         # The one next to each observation, or to one in the same two sigmas.
         y, locs = kernel.y[:, 0], kernel.locs[:, 0]
-        chosen = np.unique(_cells(y, kernel.sigma, 2.0), axis=0, return_index=True)[1]
+        octave = np.floor(np.log2(kernel.sigma))
+        cells = np.stack([octave, np.round(y / 2.0 ** (octave + 1))], axis=1)
+        chosen = np.unique(cells, axis=0, return_index=True)[1]
         middle = (locs[1:] + locs[:-1]) / 2
         active = np.unique(np.searchsorted(middle, y[chosen]))
         return active, np.full(len(active), 1 / len(active))
@@ -406,27 +408,23 @@ def _candidates(y, sigma, locs):
 
 
 def _grid(y, sigma, coarser):
-    """A coarse grid over the range of y, and about each observation one of a tenth of its sigma."""
+    """A coarse grid over the range of y, halved about each observation down to a tenth of sigma."""
     low, high = y.min(), y.max()
     widest = (high - low) / 300
     # Multiples of the spacing: zero, a common truth, is one of them if it is in the range.
-    parts = [widest * np.arange(np.floor(low / widest), np.ceil(high / widest) + 1)]
-    cells = np.unique(_cells(y, sigma, 0.1 * coarser), axis=0)
-    for octave in np.unique(cells[:, 0]):
-        spacing = 0.1 * coarser * 2.0**octave
-        near = np.arange(-int(40 / coarser) - 1, int(40 / coarser) + 2)
-        indices = np.unique((cells[cells[:, 0] == octave, 1:] + near).ravel())
-        parts.append(spacing * indices)
-    locs = np.concatenate(parts)
-    # Locations that coincide but for rounding are one.
-    locs = np.unique(locs[(locs >= low - widest) & (locs <= high + widest)])
-    return locs[np.concatenate([[True], np.diff(locs) > 1e-9 * (np.abs(locs[1:]) + high - low)])]
-
-
-def _cells(y, sigma, width):
-    """Pairs of an octave of sigma, and y's place in units of width times that octave's sigma."""
-    octave = np.floor(np.log2(sigma))
-    return np.stack([octave, np.round(y / (width * 2.0**octave))], axis=1)
+    parts = [np.arange(np.floor(low / widest), np.ceil(high / widest) + 1)]
+    octaves = np.floor(np.log2(sigma))
+    for octave in np.unique(octaves):
+        finest = 0.1 * coarser * 2.0**octave
+        if finest >= widest:
+            continue
+        # Halvings of one grid: locations of different octaves coincide, or lie well apart.
+        share = 0.5 ** np.ceil(np.log2(widest / finest))
+        cells = np.unique(np.round(y[octaves == octave] / (widest * share)))
+        near = np.arange(-int(80 / coarser), int(80 / coarser) + 1)
+        parts.append(np.unique((cells[:, None] + near).ravel()) * share)
+    locs = widest * np.unique(np.concatenate(parts))
+    return locs[(locs > low - widest) & (locs < high + widest)]
 
 
 def _shape(first, rest):

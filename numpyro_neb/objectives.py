@@ -27,7 +27,7 @@ def denoising_loss(
 
     Returns:
         The squared error, summed over coordinates and averaged over the batch, in the data's units
-        squared.
+        squared; for a `ConditionalEnergy` in units of sigma^2.
 
     Reference:
         NEB equation 8; Vincent 2011; Hyvarinen 2005.

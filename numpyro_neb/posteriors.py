@@ -16,7 +16,7 @@ from numpyro.distributions import Distribution, constraints
 
 from numpyro_neb.batching import batch_shape_of
 from numpyro_neb.convolutions import as_matrix_products
-from numpyro_neb.energies import AbstractEnergy
+from numpyro_neb.energies import AbstractEnergy, positive
 from numpyro_neb.mixtures import MixtureEnergy
 
 
@@ -44,7 +44,13 @@ class _Posterior(Distribution):
         return jnp.sqrt(self.variance)
 
     def interval(self, probability: float = 0.9) -> tuple[Array, Array]:
-        """Equal-tailed credible intervals, one for each coordinate: the lower and upper ends."""
+        """Equal-tailed credible intervals, one for each coordinate: the lower and upper ends.
+
+        Raises:
+            ValueError: If probability is not between 0 and 1.
+        """
+        if not 0 < probability < 1:
+            raise ValueError(f"probability must be between 0 and 1, got {probability}")
         tail = (1 - probability) / 2
         return self.icdf(tail), self.icdf(1 - tail)
 
@@ -72,8 +78,8 @@ class MixturePosterior(_Posterior):
         >>> posterior = neb.posterior_distribution(energy, jnp.array([-0.5, 0.0]))
         >>> posterior.mean  # tanh(y / sigma^2)
         Array([-0.46211717,  0.        ], dtype=float32)
-        >>> print(posterior.lfsr)  # P(X = 1 given y), 1 / (1 + e) and 1/2
-        [0.2689414 0.5      ]
+        >>> jnp.allclose(posterior.lfsr, 1 / (1 + jnp.exp(jnp.array([1.0, 0.0]))))  # P(X = 1)
+        Array(True, dtype=bool)
     """
 
     pytree_data_fields = ("_arrays", "y", "sigma")
@@ -90,6 +96,8 @@ class MixturePosterior(_Posterior):
         self._arrays, self._static = eqx.partition(energy, eqx.is_array)
         batch = batch_shape_of(y, energy.event_shape)
         self.y = y
+        if sigma is not None and not isinstance(sigma, Tracer):
+            sigma = positive("sigma", sigma)
         self.sigma = jnp.broadcast_to(energy.sigma if sigma is None else sigma, batch)
         super().__init__(batch, energy.event_shape, validate_args=validate_args)
 
@@ -116,24 +124,24 @@ class MixturePosterior(_Posterior):
     @property
     def lfsr(self) -> Float[Array, "..."]:
         """The local false sign rate of each coordinate, min(P(X <= 0), P(X >= 0)) given Y=y."""
-        zero = jnp.zeros((), self.y.dtype)
-        below = self._each(partial(_cdf, x=zero, include=True))
-        strictly = self._each(partial(_cdf, x=zero, include=False))
-        return jnp.minimum(below, jnp.maximum(1 - strictly, 0))
+        return self._each(_lfsr)
 
     def cdf(self, value: ArrayLike) -> Float[Array, "..."]:
-        """P(X <= value given Y=y) of each coordinate."""
-        value = jnp.broadcast_to(jnp.asarray(value, self.y.dtype), self.y.shape)
-        return self._each(lambda energy, y, x: _cdf(energy, y, x, include=True), value)
+        """P(X <= value given Y=y) of each coordinate, over any leading dimensions of `value`."""
+        wide, value = self._broadcast(value)
+        return wide._each(_cdf, value)
 
     def icdf(self, q: ArrayLike) -> Float[Array, "..."]:
-        """The quantile at q of each coordinate: the least value whose `cdf` reaches q."""
-        q = jnp.broadcast_to(jnp.asarray(q, self.y.dtype), self.y.shape)
+        """The quantile at q of each coordinate: the least value whose `cdf` reaches q.
+
+        NaN where q is not between 0 and 1.
+        """
+        wide, q = self._broadcast(q)
         if self.energy.spreads is not None:
-            return self._each(_quantile_of_gaussians, q)
+            return wide._each(_quantile_of_gaussians, q)
         locs = self.energy.locs
         order = jnp.argsort(locs.reshape(len(locs), -1), axis=0)  # once for all observations
-        return self._each(partial(_quantile_of_atoms, order), q)
+        return wide._each(partial(_quantile_of_atoms, order), q)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
@@ -150,11 +158,17 @@ class MixturePosterior(_Posterior):
         spreads = energy.spreads
         if spreads is not None and not isinstance(spreads, Tracer) and not np.all(spreads > 0):
             raise ValueError("log_prob needs a mixture whose covariances are positive definite")
-        batch = jnp.broadcast_shapes(batch_shape_of(value, self.event_shape), self.batch_shape)
-        shape = (*batch, *self.event_shape)
+        batch_shape_of(value, self.event_shape)
+        wide, value = self._broadcast(value)
+        return wide._each(_log_prob, value)
+
+    def _broadcast(self, value):
+        """The posterior and the value with the batch that both have together."""
+        value = jnp.asarray(value, self.y.dtype)
+        shape = jnp.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        batch = shape[: len(shape) - len(self.event_shape)]
         wide = jnp.broadcast_to(self.y, shape), jnp.broadcast_to(self.sigma, batch)
-        value = jnp.broadcast_to(value, shape)
-        return MixturePosterior(energy, *wide)._each(_log_prob, value)
+        return MixturePosterior(self.energy, *wide), jnp.broadcast_to(value, shape)
 
     def _each(self, fn: Callable, *values: Array) -> Any:
         """fn(energy, y, *values) for each observation, so many at once as `_SIZE` allows."""
@@ -214,6 +228,11 @@ class GaussianPosterior(_Posterior):
         self.loc = mean
         rank = covariance_matrix.ndim - 2
         super().__init__(mean.shape[:rank], mean.shape[rank:], validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:
+        """True: a draw is a differentiable function of the mean and the covariance."""
+        return True
 
     @property
     def mean(self) -> Float[Array, "..."]:
@@ -282,15 +301,18 @@ def covariance_product(
         mean = _mean(energy, y).reshape(-1) - energy.loc.reshape(-1)
 
         def product(v):
-            def values(part):
+            def between(part):
                 centred = energy.posterior_means(y, part) - mean[None]
-                along = (centred @ v.reshape(-1))[:, None] * centred
-                if part.spreads is None:
-                    return along
-                within = _shrunk(energy, part) * jnp.einsum("kji,j->ki", part.axes, v.reshape(-1))
-                return along + jnp.einsum("kij,kj->ki", part.axes, within)
+                return centred @ v.reshape(-1), centred
 
-            return energy.average(y, values).reshape(v.shape)
+            def within(part):
+                scaled = _shrunk(energy, part) * jnp.einsum("kji,j->ki", part.axes, v.reshape(-1))
+                return jnp.ones_like(part.log_weights), jnp.einsum("kij,kj->ki", part.axes, scaled)
+
+            total = energy.average(y, between)
+            if energy.spreads is not None:
+                total += energy.average(y, within)
+            return total.reshape(v.shape)
 
         return product
     _, jacobian = jax.linearize(as_matrix_products(energy.denoise), y)
@@ -309,13 +331,14 @@ def _variance(energy, y):
     mean = _mean(energy, y).reshape(-1) - energy.loc.reshape(-1)
 
     def values(part):
-        return (energy.posterior_means(y, part) - mean[None]) ** 2 + _variances(energy, part)
+        squares = (energy.posterior_means(y, part) - mean[None]) ** 2 + _variances(energy, part)
+        return jnp.ones_like(part.log_weights), squares
 
     return energy.average(y, values).reshape(y.shape)
 
 
 def _covariance(energy, y):
-    r, means = energy.responsibilities(y), energy.posterior_means(y)
+    r, means = jnp.exp(energy.log_responsibilities(y)), energy.posterior_means(y)
     centred = means - (r @ means)[None]
     between = (r[:, None] * centred).T @ centred
     if energy.spreads is None:
@@ -340,19 +363,29 @@ def _coordinates(energy, y):
     """Each coordinate's mixture given y: weights (K,), means and standard deviations (K, d)."""
     means = energy.posterior_means(y) + energy.loc.reshape(1, -1)
     deviations = jnp.sqrt(_variances(energy, energy.components))
-    return energy.responsibilities(y), means, deviations
+    return jnp.exp(energy.log_responsibilities(y)), means, deviations
 
 
-def _cdf(energy, y, x, include):
+def _cdf(energy, y, x):
+    if energy.spreads is None:
+        locs = energy.locs.reshape(len(energy.locs), -1)
+        below = (locs <= x.reshape(1, -1)).astype(x.dtype)
+        return (jnp.exp(energy.log_responsibilities(y)) @ below).reshape(y.shape)
+    weights, means, deviations = _coordinates(energy, y)
+    return (weights @ _normal_cdf(x.reshape(1, -1), means, deviations)).reshape(y.shape)
+
+
+def _lfsr(energy, y):
+    # Each tail by its own sum: one minus the other would lose the digits of a small one.
     if energy.spreads is None:
         # Not by way of `posterior_means`: whether a location is exactly zero has to survive.
         locs = energy.locs.reshape(len(energy.locs), -1)
-        x = jnp.broadcast_to(x, y.shape).reshape(1, -1)
-        below = locs <= x if include else locs < x
-        return jnp.sum(jnp.where(below, energy.responsibilities(y)[:, None], 0), 0).reshape(y.shape)
-    weights, means, deviations = _coordinates(energy, y)
-    x = jnp.broadcast_to(x, y.shape).reshape(-1)
-    return (weights @ _normal_cdf(x[None], means, deviations)).reshape(y.shape)
+        weights = jnp.exp(energy.log_responsibilities(y))
+        tails = weights @ (locs <= 0).astype(y.dtype), weights @ (locs >= 0).astype(y.dtype)
+    else:
+        weights, means, deviations = _coordinates(energy, y)
+        tails = [weights @ _normal_cdf(0.0, sign * means, deviations) for sign in (1, -1)]
+    return jnp.minimum(*tails).reshape(y.shape)
 
 
 def _normal_cdf(x, mean, deviation):
@@ -363,12 +396,14 @@ def _normal_cdf(x, mean, deviation):
 
 def _quantile_of_atoms(order, energy, y, q):
     locs = energy.locs.reshape(len(energy.locs), -1)
-    reached = jnp.cumsum(energy.responsibilities(y)[order], axis=0)
+    reached = jnp.cumsum(jnp.exp(energy.log_responsibilities(y))[order], axis=0)
     # What rounding leaves the sum short of one must not move the last quantile.
-    reached = reached / reached[-1:] >= q.reshape(1, -1)
-    first = jnp.argmax(reached, axis=0)
+    q = q.reshape(-1)
+    first = jnp.argmax(reached / reached[-1:] >= q[None], axis=0)
     coordinate = jnp.arange(locs.shape[1])
-    return locs[order[first, coordinate], coordinate].reshape(y.shape)
+    known = (q >= 0) & (q <= 1) & jnp.isfinite(reached[-1])
+    atoms = locs[order[first, coordinate], coordinate]
+    return jnp.where(known, atoms, jnp.nan).reshape(y.shape)
 
 
 def _quantile_of_gaussians(energy, y, q):
@@ -393,7 +428,9 @@ def _quantile_of_gaussians(energy, y, q):
 def _draws(energy, y, key, shape):
     key_component, key_within = jax.random.split(key)
     count = len(energy.locs)
-    index = jax.random.choice(key_component, count, shape, p=energy.responsibilities(y))
+    index = jax.random.choice(
+        key_component, count, shape, p=jnp.exp(energy.log_responsibilities(y))
+    )
     if energy.spreads is None:
         return energy.locs[index]
     shrunk = _shrunk(energy, energy.components)
@@ -404,7 +441,7 @@ def _draws(energy, y, key, shape):
 
 
 def _log_prob(energy, y, x):
-    log_r = jnp.log(energy.responsibilities(y))
+    log_r = energy.log_responsibilities(y)
     if energy.spreads is None:
         here = jnp.all((energy.locs == x[None]).reshape(len(energy.locs), -1), axis=1)
         return jax.nn.logsumexp(jnp.where(here, log_r, -jnp.inf))

@@ -128,3 +128,8 @@ def test_a_fitted_mixture_of_images():
     y = np.random.default_rng(0).normal(size=(5, 2, 3))
     data = neb.to_arviz(neb.fit_mixture(y, 1.0), num_samples=10)
     assert data["posterior"]["x"].dims == ("chain", "draw", "observation", "row", "column")
+
+
+def test_an_mcmc_has_its_own_draws(mcmc):
+    with pytest.raises(TypeError, match="num_samples and key are for a MixtureFit"):
+        neb.to_arviz(mcmc, num_samples=10)

@@ -78,6 +78,43 @@ def test_minimises_the_squared_error():
     targets.within(errors.mean(), exact, errors.std() / np.sqrt(len(x)))
 
 
+def test_an_energy_that_is_traced_in_many_chunks():
+    """Derivatives with respect to the energy, at batches of one chunk and of more."""
+    y = jnp.linspace(-1, 1, 9).reshape(9, 1)
+    energy = neb.MixtureEnergy(jnp.array([[-1.0], [1.0]]), 0.5)
+    total = lambda s, size: neb.posterior_mean(energy.at(s), y, chunk_size=size)[-1, 0]  # noqa: E731
+    slopes = [jax.grad(total)(0.5, size) for size in (4, 9)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5)
+    spread = jax.grad(lambda s: neb.posterior_std(energy.at(s), jnp.full((3, 1), 50.0)).sum())
+    assert jnp.isfinite(spread(0.1))  # no variance is left there
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        neb.posterior_mean,
+        neb.posterior_std,
+        neb.posterior_covariance,
+        neb.posterior_distribution,
+        empirical_bayes.credible_interval,
+        empirical_bayes.local_false_sign_rate,
+        partial(empirical_bayes.posterior_components, num_components=1),
+    ],
+)
+def test_observations_have_to_be_finite(ask):
+    with pytest.raises(ValueError, match="y must be finite, got NaN or infinity"):
+        ask(MIXTURE, np.array([[0.0, 1.0], [np.nan, 0.0]], np.float32))
+
+
+def test_components_of_a_large_mixture_stay_small():
+    """No array of probes x components x dimensions; and an empty batch has none."""
+    energy = neb.MixtureEnergy(jax.random.normal(jax.random.key(0), (5000, 30)), 1.0)
+    find = lambda y: empirical_bayes.posterior_components(energy, y, 4)  # noqa: E731
+    largest = max(np.prod(shape) for shape in targets.array_shapes(find, jnp.zeros((3, 30))))
+    assert largest <= 3 * 2048 * 30
+    assert find(jnp.zeros((0, 30))).components.shape == (0, 4, 30)
+
+
 class Opaque(neb.AbstractEnergy):
     """A mixture that nobody can see is one: everything goes by derivatives."""
 
@@ -253,6 +290,10 @@ def test_long_work_shows_a_bar(capsys, monkeypatch):
         (
             lambda y: empirical_bayes.posterior_components(MIXTURE, y, 1, max_iterations=0),
             "max_iterations must be a positive int, got 0",
+        ),
+        (
+            lambda y: empirical_bayes.posterior_components(MIXTURE, y, 1, tolerance=0.0),
+            "tolerance must be positive, got 0.0",
         ),
         (lambda y: neb.posterior_std(MIXTURE, y[:, :1]), r"y must end in the event shape \(2,\)"),
         (lambda y: neb.posterior_std(MIXTURE, y, chunk_size=-1), "chunk_size must be a positive"),

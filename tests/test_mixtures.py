@@ -118,7 +118,7 @@ def test_blocks_do_not_show(log_weights, covariances, x64, strict, monkeypatch):
 
     points = jnp.asarray(POINTS[::3])
     whole = jax.vmap(everything, (0, None))(points, SIGMA)
-    monkeypatch.setattr(mixtures, "_BLOCK", 4)
+    monkeypatch.setattr(mixtures, "_BLOCK", 4 if covariances is None else 12)
     parts = jax.vmap(everything, (0, None))(points, SIGMA)
     close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
     jax.tree.map(close, parts, whole)
@@ -137,6 +137,12 @@ def test_memory_is_that_of_a_block():
     locs = jax.random.normal(jax.random.key(0), (10_000, 3))
     energy, y = neb.MixtureEnergy(locs, SIGMA), jnp.zeros((500, 3))
     for fn in (energy.__call__, energy.score, energy.denoise, jax.grad(energy)):
+        largest = max(np.prod(shape) for shape in targets.array_shapes(jax.vmap(fn), y))
+        assert largest <= mixtures._BLOCK * len(y)
+    # With covariances, of which there are d x d numbers each, a d-th of a block.
+    covariances = jnp.broadcast_to(jnp.eye(3), (10_000, 3, 3))
+    energy = neb.MixtureEnergy(locs, SIGMA, None, covariances)
+    for fn in (energy.__call__, energy.score, energy.denoise):
         largest = max(np.prod(shape) for shape in targets.array_shapes(jax.vmap(fn), y))
         assert largest <= mixtures._BLOCK * len(y)
 

@@ -224,8 +224,8 @@ def test_a_covariance_that_is_none_is_projected():
 
 
 def test_draws_need_a_key():
+    assert not posterior().has_rsample
     for found in (posterior(), GaussianPosterior(jnp.zeros(2), jnp.eye(2))):
-        assert not found.has_rsample
         with pytest.raises(TypeError, match="key must be a JAX random key"):
             found.sample(None)
 
@@ -253,3 +253,64 @@ def test_gradients_flow_through_the_moments(x64):
     np.testing.assert_allclose(
         slope, (spread(SIGMA + 1e-5) - spread(SIGMA - 1e-5)) / 2e-5, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("spread", [None, 1.0])
+def test_small_sign_rates_keep_their_digits(spread):
+    """A symmetric prior: the rate of -y is that of y, down to the smallest."""
+    covariances = None if spread is None else jnp.full((2, 1, 1), 0.05)
+    energy = neb.MixtureEnergy(jnp.array([-1.0, 1.0]), 0.3, None, covariances)
+    y = jnp.array([0.1, 0.8, 1.5])
+    positive, negative = MixturePosterior(energy, y).lfsr, MixturePosterior(energy, -y).lfsr
+    np.testing.assert_allclose(positive, negative, rtol=1e-3)
+    assert np.all(positive > 0)
+    if spread is None:
+        np.testing.assert_allclose(positive, 1 / (1 + np.exp(2 * y / 0.09)), rtol=1e-4)
+
+
+def test_log_prob_in_the_tails(x64):
+    """Where a component's responsibility is too small for a float, its log is not."""
+    locs, covariances = jnp.array([0.0, 20.0]), jnp.full((2, 1, 1), 0.01)
+    energy = neb.MixtureEnergy(locs.astype(jnp.float32), 1.0, None, covariances)
+    energy = jax.tree.map(lambda a: a.astype(jnp.float32), energy)
+    wide = neb.MixtureEnergy(locs, 1.0, None, covariances)
+    y, x = jnp.array(20.0), jnp.array(0.2)
+    found = MixturePosterior(energy, y.astype(jnp.float32)).log_prob(x.astype(jnp.float32))
+    np.testing.assert_allclose(found, MixturePosterior(wide, y).log_prob(x), rtol=1e-4)
+    atoms = neb.MixtureEnergy(locs, 1.0)
+    np.testing.assert_allclose(MixturePosterior(atoms, y).log_prob(0.0), -200.0, rtol=1e-6)
+
+
+def test_distribution_functions_take_many_values():
+    """As in NumPyro: leading dimensions are draws, for either posterior."""
+    exact = posterior()
+    matched = GaussianPosterior(exact.mean, exact.covariance_matrix)
+    for law in (exact, matched):
+        x = law.sample(jax.random.key(0), (5,))
+        assert law.cdf(x).shape == (*law.log_prob(x).shape, 2) == (5, 3, 2)
+        np.testing.assert_allclose(law.icdf(law.cdf(x)), x, atol=2e-3)
+        q = jnp.array([0.1, 0.5, 0.9]).reshape(3, 1, 1)
+        assert law.icdf(q).shape == (3, 3, 2)
+        np.testing.assert_allclose(law.icdf(q)[1], law.icdf(0.5), atol=1e-5)
+    atoms = posterior(None)
+    assert np.all(np.isnan(atoms.icdf(1.5)))
+
+
+def test_a_gaussian_draw_has_a_derivative():
+    def draw(scale):
+        law = GaussianPosterior(jnp.zeros(2), scale**2 * jnp.diag(jnp.array([1.0, 4.0])))
+        assert law.has_rsample
+        return law.rsample(jax.random.key(0))
+
+    np.testing.assert_allclose(jax.jacfwd(draw)(2.0), draw(1.0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, 90.0])
+def test_no_such_interval(probability):
+    with pytest.raises(ValueError, match="probability must be between 0 and 1, got"):
+        posterior().interval(probability)
+
+
+def test_sigma_of_each_has_to_be_positive():
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        posterior(sigmas=jnp.array([0.5, 0.0, 1.0]))
