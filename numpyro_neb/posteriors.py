@@ -1,7 +1,6 @@
 """The law of X given Y=y: exact for a mixture, a Gaussian of matched moments otherwise."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -141,14 +140,15 @@ class MixturePosterior(_Posterior):
             return wide._each(_quantile_of_gaussians, q)
         locs = self.energy.locs
         order = jnp.argsort(locs.reshape(len(locs), -1), axis=0)  # once for all observations
-        return wide._each(partial(_quantile_of_atoms, order), q)
+        return wide._each(_quantile_of_atoms, q, shared=(order,))
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
         if key is None:
             raise TypeError("key must be a JAX random key, got None")
         keys = jax.random.split(key, self.batch_shape)
-        draws = self._each(partial(_draws, shape=tuple(sample_shape)), keys)
+        sample_shape = tuple(sample_shape)
+        draws = self._each(_draws, keys, shared=(sample_shape,))
         rank, size = len(self.batch_shape), len(sample_shape)
         return jnp.moveaxis(draws, range(rank, rank + size), range(size))
 
@@ -170,22 +170,24 @@ class MixturePosterior(_Posterior):
         wide = jnp.broadcast_to(self.y, shape), jnp.broadcast_to(self.sigma, batch)
         return MixturePosterior(self.energy, *wide), jnp.broadcast_to(value, shape)
 
-    def _each(self, fn: Callable, *values: Array) -> Any:
-        """fn(energy, y, *values) for each observation, so many at once as `_SIZE` allows."""
+    def _each(self, fn: Callable, *values: Array, shared: tuple[Any, ...] = ()) -> Any:
+        """fn(energy, y, *values, *shared) of each observation, in chunks of what `_SIZE` allows."""
         energy, batch = self.energy, self.batch_shape
         operands = (self.y, self.sigma, *values)
         operands = tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in operands)
-
-        def one(operands):
-            y, sigma, *rest = operands
-            return fn(eqx.tree_at(lambda e: e.sigma, energy, sigma), y, *rest)
-
-        at_once = max(1, _SIZE // energy.locs.size)
-        if len(operands[0]) <= at_once:
-            out = jax.vmap(one)(operands)
-        else:
-            out = jax.lax.map(one, operands, batch_size=at_once)
+        out = _mapped(fn, energy, operands, shared, max(1, _SIZE // energy.locs.size))
         return out.reshape(*batch, *out.shape[1:])
+
+
+@eqx.filter_jit
+def _mapped(fn, energy, operands, shared, at_once):
+    def one(operands):
+        y, sigma, *rest = operands
+        return fn(eqx.tree_at(lambda e: e.sigma, energy, sigma), y, *rest, *shared)
+
+    if len(operands[0]) <= at_once:
+        return jax.vmap(one)(operands)
+    return jax.lax.map(one, operands, batch_size=at_once)
 
 
 class GaussianPosterior(_Posterior):
@@ -394,7 +396,7 @@ def _normal_cdf(x, mean, deviation):
     return ndtr((x - mean) / jnp.maximum(deviation, tiny))
 
 
-def _quantile_of_atoms(order, energy, y, q):
+def _quantile_of_atoms(energy, y, q, order):
     locs = energy.locs.reshape(len(energy.locs), -1)
     reached = jnp.cumsum(jnp.exp(energy.log_responsibilities(y))[order], axis=0)
     # What rounding leaves the sum short of one must not move the last quantile.

@@ -117,9 +117,9 @@ def test_blocks_do_not_show(log_weights, covariances, x64, strict, monkeypatch):
         return [fn(y) for fn in functions], jax.grad(lambda s: energy.at(s)(y))(sigma)
 
     points = jnp.asarray(POINTS[::3])
-    whole = jax.vmap(everything, (0, None))(points, SIGMA)
+    whole = jax.jit(jax.vmap(everything, (0, None)))(points, SIGMA)
     monkeypatch.setattr(mixtures, "_BLOCK", 4 if covariances is None else 12)
-    parts = jax.vmap(everything, (0, None))(points, SIGMA)
+    parts = jax.jit(jax.vmap(everything, (0, None)))(points, SIGMA)
     close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
     jax.tree.map(close, parts, whole)
 

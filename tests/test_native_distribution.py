@@ -260,7 +260,7 @@ def test_inside_scan(energies, plate):
     assert handlers.trace(model).get_trace(*args)["y"]["value"].shape == shape
 
 
-@pytest.mark.parametrize("plate", [None, 4])
+@pytest.mark.parametrize("plate", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_scan_under_nuts_and_the_walk(plate):
     model = partial(in_scan, stack(LEARNED), 3, plate)
     for kernel in (NUTS(model), neb.WalkJumpKernel(model=model)):

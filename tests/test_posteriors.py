@@ -245,9 +245,10 @@ def test_a_mixture_of_images():
 
 def test_gradients_flow_through_the_moments(x64):
     energy = neb.MixtureEnergy(LOCS, SIGMA, LOG_WEIGHTS, COVARIANCES)
+    y = jnp.asarray(Y)  # not under jit, where JAX remembers the float64 of a NumPy array for good
 
     def spread(sigma):
-        return jnp.sum(MixturePosterior(energy.at(sigma), jnp.asarray(Y)).variance)
+        return jnp.sum(MixturePosterior(energy.at(sigma), y).variance)
 
     slope = eqx.filter_jit(jax.grad(spread))(SIGMA)
     np.testing.assert_allclose(
