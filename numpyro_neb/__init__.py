@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from numpyro_neb import empirical_bayes, energies, geometry, integrators, networks
+from numpyro_neb import empirical_bayes, energies, geometry, integrators, memories, networks
 from numpyro_neb.diagnostics import to_arviz
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.empirical_bayes import (
@@ -20,6 +20,7 @@ from numpyro_neb.energies import (
 )
 from numpyro_neb.geometry import critical_sigma, overlap_regimes, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
+from numpyro_neb.memories import Memories, recall
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.normal_means import MixtureFit, fit_mixture
 from numpyro_neb.objectives import denoising_loss, sure_loss
@@ -36,6 +37,7 @@ __all__ = [
     "AbstractEnergy",
     "ConditionalEnergy",
     "FitResult",
+    "Memories",
     "MixtureEnergy",
     "MixtureFit",
     "NetworkEnergy",
@@ -52,6 +54,7 @@ __all__ = [
     "integrators",
     "learned_prior",
     "load",
+    "memories",
     "networks",
     "overlap_regimes",
     "plots",
@@ -59,6 +62,7 @@ __all__ = [
     "posterior_distribution",
     "posterior_mean",
     "posterior_std",
+    "recall",
     "save",
     "sphere_overlaps",
     "sure_loss",

@@ -25,6 +25,7 @@ ARROWS = {
     "normalizer": {"energies", "integrators"},
     "posteriors": {"batching", "energies", "mixtures", "convolutions"},
     "normal_means": {"mixtures", "posteriors"},
+    "memories": {"batching", "convolutions", "empirical_bayes", "energies"},
     "empirical_bayes": {
         "batching",
         "energies",

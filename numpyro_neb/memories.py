@@ -1,0 +1,322 @@
+"""NEBULA: the energy as an associative memory, whose memories are the attractors of its flow."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from numpyro_neb.batching import batch_shape_of, in_chunks
+from numpyro_neb.convolutions import as_matrix_products
+from numpyro_neb.empirical_bayes import posterior_components
+from numpyro_neb.energies import AbstractEnergy, check_energy
+
+Cues = Float[Array, "..."] | Float[np.ndarray, "..."]
+
+
+class Memories(NamedTuple):
+    """What `recall` finds from each cue; `*batch` are the cues' leading dimensions.
+
+    Attributes:
+        attractors: Where the flow comes to rest, of shape (*batch, *event_shape).
+        energies: phi there, of shape (*batch): relative to one another only.
+        converged: Whether it came to rest, of shape (*batch).
+        stable: Whether it is a memory: at rest, and no direction leads down, of shape (*batch).
+        num_steps: Steps taken, of shape (*batch).
+        times: The time that it took, in the data's units squared, of shape (*batch).
+        curvatures: The smallest eigenvalue of the energy's Hessian in units of 1/sigma^2, of shape
+            (*batch): between 0 and 1 at a memory of the true energy.
+    """
+
+    attractors: Float[Array, "..."]
+    energies: Float[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+    stable: Bool[Array, "*batch"]
+    num_steps: Int[Array, "*batch"]
+    times: Float[Array, "*batch"]
+    curvatures: Float[Array, "*batch"]
+
+
+def recall(
+    energy: AbstractEnergy,
+    y: Cues,
+    *,
+    flow: Literal["gradient", "jump"] = "gradient",
+    tolerance: float = 1e-3,
+    max_steps: int = 4096,
+    chunk_size: int = 256,
+    progress_bar: bool = True,
+) -> Memories:
+    r"""Follows dy/dt = -grad phi(y) from each cue to the memory in whose basin it lies.
+
+    At a memory y* grad phi(y*) = 0 and Hess phi(y*) > 0, so that x_hat(y*) = y*: the jump leaves it
+    where it is. The flow ends where norm(grad phi) < tolerance / sigma.
+
+    Args:
+        energy: The energy phi.
+        y: Cues, of shape (*batch, *event_shape): noisy, half erased, or anything.
+        flow: "gradient", the flow itself, by Tsitouras' 5(4) method with adaptive steps (diffrax);
+            or "jump", y <- x_hat(y), which is its Euler step of sigma^2: it ends in attractors of
+            the same kind, and often but not always in the same one.
+        tolerance: The norm of the energy's gradient at rest, in units of 1/sigma.
+        max_steps: Steps at most; what has not come to rest by then is not `converged`.
+        chunk_size: How many cues are followed side by side.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        The attractors, their energies, whether they are stable, and how long it took.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y is of another shape or not finite, flow is neither, tolerance is not
+            positive, or a count is not a positive int.
+
+    Reference:
+        NEB section 5.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), sigma=0.3)
+        >>> found = neb.recall(energy, jnp.array([[0.4, 0.5], [-0.2, -3.0]]))
+        >>> print(found.attractors[:, 0].round(2))
+        [ 1. -1.]
+        >>> found.stable
+        Array([ True,  True], dtype=bool)
+    """
+    y = _checked(energy, y, tolerance, max_steps, chunk_size)
+    if flow not in _FLOWS:
+        raise ValueError(f"flow must be one of {sorted(_FLOWS)}, got {flow!r}")
+    batch = batch_shape_of(y, energy.event_shape)
+    flat = y.reshape(-1, *energy.event_shape)
+    settle = partial(_FLOWS[flow], energy, tolerance=tolerance, max_steps=max_steps)
+    found = in_chunks(settle, (flat,), chunk_size, progress_bar)
+    attractors, energies, converged, num_steps, times = found
+    spread = posterior_components(energy, attractors, 1, progress_bar=progress_bar).variances[:, 0]
+    curvatures = 1 - spread / energy.sigma**2
+    out = (attractors, energies, converged, converged & (curvatures > 0), num_steps, times)
+    return Memories(*(a.reshape(*batch, *a.shape[1:]) for a in (*out, curvatures)))
+
+
+class FoundMemories(NamedTuple):
+    """The memories that `find_memories` tells apart, by falling number of cues.
+
+    Attributes:
+        attractors: One of each, of shape (m, *event_shape).
+        energies: phi there, of shape (m,).
+        stable: Whether each is a memory, and not a saddle, of shape (m,).
+        counts: How many of the cues lie in its basin, of shape (m,).
+        basins: The memory of each cue, its index, or -1 where the flow did not come to rest, of
+            shape (n,).
+    """
+
+    attractors: Float[np.ndarray, "m *event"]
+    energies: Float[np.ndarray, " m"]
+    stable: Bool[np.ndarray, " m"]
+    counts: Int[np.ndarray, " m"]
+    basins: Int[np.ndarray, " n"]
+
+    def __str__(self) -> str:
+        lost = int(np.sum(self.basins < 0))
+        text = f"{len(self.counts)} memories of {len(self.basins)} cues"
+        text += f", {lost} of which did not come to rest" if lost else ""
+        if not len(self.counts):
+            return text
+        more = ", ..." if len(self.counts) > 10 else ""
+        return f"{text}; basins of {', '.join(map(str, self.counts[:10]))}{more}"
+
+
+def find_memories(
+    energy: AbstractEnergy,
+    y: Cues,
+    *,
+    merge_distance: float = 0.1,
+    flow: Literal["gradient", "jump"] = "gradient",
+    tolerance: float = 1e-3,
+    max_steps: int = 4096,
+    chunk_size: int = 256,
+    progress_bar: bool = True,
+) -> FoundMemories:
+    r"""Recalls from every cue, and tells the attractors apart.
+
+    Two attractors are one where they lie nearer than `merge_distance` * sigma, or a chain of others
+    joins them at such distances (single linkage).
+
+    Args:
+        energy: The energy phi.
+        y: Cues, of shape (n, *event_shape).
+        merge_distance: In units of sigma: well above what `tolerance` leaves of the way.
+        flow: As in `recall`.
+        tolerance: As in `recall`.
+        max_steps: As in `recall`.
+        chunk_size: As in `recall`.
+        progress_bar: As in `recall`.
+
+    Returns:
+        The memories, the sizes of their basins among the cues, and the memory of each cue.
+
+    Raises:
+        TypeError: As `recall`.
+        ValueError: As `recall`; or if y has not shape (n, *event_shape), or merge_distance is not
+            positive.
+
+    Reference:
+        NEB section 5.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0], [1.0]]), sigma=0.3)
+        >>> found = neb.memories.find_memories(energy, jnp.array([[0.4], [2.0], [-0.1]]))
+        >>> print(found)
+        2 memories of 3 cues; basins of 2, 1
+    """
+    if not merge_distance > 0:
+        raise ValueError(f"merge_distance must be positive, got {merge_distance}")
+    check_energy(energy)
+    if jnp.ndim(y) != 1 + len(energy.event_shape):
+        raise ValueError(f"y must have shape (n, *{energy.event_shape}), got {jnp.shape(y)}")
+    settings = {"flow": flow, "tolerance": tolerance, "max_steps": max_steps}
+    recalled = recall(energy, y, chunk_size=chunk_size, progress_bar=progress_bar, **settings)
+    found: Any = jax.tree.map(np.asarray, recalled)
+    rest = np.flatnonzero(found.converged)
+    labels = np.full(len(found.converged), -1)
+    points = found.attractors.reshape(len(labels), int(np.prod(energy.event_shape)))[rest]
+    if len(rest) > 1:
+        from scipy.cluster.hierarchy import fcluster, linkage
+
+        tree = linkage(points, "single")
+        reach = merge_distance * float(energy.sigma)
+        labels[rest] = fcluster(tree, reach, "distance") - 1
+    elif len(rest) == 1:
+        labels[rest] = 0
+    names, first, counts = np.unique(labels[rest], return_index=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    rank = np.empty(len(names), int)
+    rank[order] = np.arange(len(names))
+    labels[rest] = rank[np.searchsorted(names, labels[rest])]
+    chosen = rest[first[order]]
+    one_of_each = (found.attractors[chosen], found.energies[chosen], found.stable[chosen])
+    return FoundMemories(*one_of_each, counts[order], labels)
+
+
+def follow(
+    energy: AbstractEnergy,
+    y: Cues,
+    times: Float[Array, " t"] | Float[np.ndarray, " t"],
+) -> Float[Array, "..."]:
+    r"""The path of dy/dt = -grad phi(y) from each cue, for pictures.
+
+    Args:
+        energy: The energy phi.
+        y: Cues, of shape (*batch, *event_shape).
+        times: When to look, rising and not negative, in units of sigma^2: one of them is a step of
+            the jump.
+
+    Returns:
+        The places, of shape (*batch, t, *event_shape).
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y is of another shape or not finite, or times are not as said.
+
+    Reference:
+        NEB section 5.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 1)), sigma=0.5)  # dy/dt = -y / sigma^2
+        >>> path = neb.memories.follow(energy, jnp.ones(1), jnp.array([0.0, 1.0]))
+        >>> jnp.allclose(path[:, 0], jnp.exp(jnp.array([0.0, -1.0])), atol=1e-4)
+        Array(True, dtype=bool)
+    """
+    y = jnp.asarray(_checked(energy, y, 1.0, 1, 1))
+    times = np.asarray(times)
+    if times.ndim != 1 or len(times) == 0 or times[0] < 0 or not np.all(np.diff(times) > 0):
+        raise ValueError(f"times must be rising and not negative, got {times}")
+    batch = batch_shape_of(y, energy.event_shape)
+    paths: Any = _paths(energy, y.reshape(-1, *energy.event_shape), jnp.asarray(times, y.dtype))
+    return paths.reshape(*batch, *paths.shape[1:])
+
+
+def _solution(energy, y, end, **settings):
+    """The flow in units of sigma^2, in which its field is x_hat(y) - y."""
+    import diffrax
+
+    jump = as_matrix_products(energy.denoise)
+    # Far below sigma, so that the end of the path is the attractor's and not the solver's.
+    controller = diffrax.PIDController(rtol=1e-5, atol=1e-5 * energy.sigma)
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda _t, y, _: jump(y) - y),
+        diffrax.Tsit5(),
+        0.0,
+        end,
+        0.1,
+        y,
+        stepsize_controller=controller,
+        throw=False,
+        **settings,
+    )
+
+
+@eqx.filter_jit
+def _paths(energy, y, times):
+    import diffrax
+
+    saveat = diffrax.SaveAt(ts=times)
+    return jax.vmap(lambda y: _solution(energy, y, times[-1], saveat=saveat).ys)(y)
+
+
+@eqx.filter_jit
+def _gradient_flow(energy, y, tolerance, max_steps):
+    import diffrax
+
+    jump = as_matrix_products(energy.denoise)
+
+    def at_rest(y):
+        return jnp.linalg.norm(jump(y) - y) < tolerance * energy.sigma
+
+    def one(y):
+        event = diffrax.Event(lambda _t, y, _, **_settings: at_rest(y))
+        solution: Any = _solution(energy, y, jnp.inf, event=event, max_steps=max_steps)
+        end, time = solution.ys[0], solution.ts[0] * energy.sigma**2
+        return end, energy(end), at_rest(end), solution.stats["num_steps"], time
+
+    return jax.vmap(one)(y)
+
+
+@eqx.filter_jit
+def _jumps(energy, y, tolerance, max_steps):
+    jump = as_matrix_products(energy.denoise)
+
+    def one(y):
+        def moves(state):
+            y, x, steps = state
+            return (jnp.linalg.norm(x - y) >= tolerance * energy.sigma) & (steps < max_steps)
+
+        step = lambda state: (state[1], jump(state[1]), state[2] + 1)  # noqa: E731
+        end, x, steps = jax.lax.while_loop(moves, step, (y, jump(y), 0))
+        converged = jnp.linalg.norm(x - end) < tolerance * energy.sigma
+        return end, energy(end), converged, steps, steps * energy.sigma**2
+
+    return jax.vmap(one)(y)
+
+
+_FLOWS = {"gradient": _gradient_flow, "jump": _jumps}
+
+
+def _checked(energy, y, tolerance, *counts):
+    check_energy(energy)
+    y = y if isinstance(y, jax.Array) else np.asarray(y)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise TypeError(f"y must hold floats, got {y.dtype}")
+    batch_shape_of(y, energy.event_shape)
+    if not np.all(np.isfinite(y)):
+        raise ValueError("y must be finite, got NaN or infinity")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
+    for name, count in zip(("max_steps", "chunk_size"), counts, strict=True):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a positive int, got {count!r}")
+    return y

@@ -1,0 +1,173 @@
+"""NEBULA on energies whose attractors are known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import targets
+from scipy.optimize import brentq
+from scipy.spatial.distance import cdist
+
+import numpyro_neb as neb
+from numpyro_neb import memories
+
+PAIR = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+CUES = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
+FLOWS = pytest.mark.parametrize("flow", ["gradient", "jump"])
+
+
+@FLOWS
+@pytest.mark.parametrize("sigma", [0.3, 0.8, 0.95])
+def test_two_modes_apart(flow, sigma):
+    """y = tanh(y / sigma^2) has two roots beside 0 while sigma < 1, and cues go by their sign."""
+    energy = neb.MixtureEnergy(PAIR, sigma)
+    root = brentq(lambda y: np.tanh(y / sigma**2) - y, 1e-3, 1)
+    found = neb.recall(energy, CUES, flow=flow)
+    expected = np.stack([np.sign(CUES[:, 0]) * root, np.zeros(12)], 1)
+    # At rest within 1e-3 / sigma of gradient, over the curvature: so far from the attractor.
+    curvature = 1 - (1 - root**2) / sigma**2
+    np.testing.assert_allclose(found.attractors, expected, atol=1.1e-3 * sigma / curvature)
+    np.testing.assert_allclose(found.curvatures, curvature, atol=2e-2)
+    np.testing.assert_allclose(found.energies, jax.vmap(energy)(found.attractors), atol=1e-5)
+    assert np.all(found.stable)
+
+
+@FLOWS
+def test_two_modes_merged(flow):
+    """From sigma = 1 on the mean is the only memory."""
+    energy = neb.MixtureEnergy(PAIR, 1.5)
+    found = neb.recall(energy, CUES, flow=flow)
+    np.testing.assert_allclose(found.attractors, 0, atol=1.1e-3 * 1.5 / (1 - 1 / 1.5**2))
+    np.testing.assert_allclose(found.curvatures, 1 - 1 / 1.5**2, atol=1e-3)
+    assert np.all(found.stable)
+
+
+@FLOWS
+def test_a_saddle_is_no_memory(flow):
+    """On the line between two modes the flow comes to rest in the middle."""
+    found = neb.recall(neb.MixtureEnergy(PAIR, 0.5), jnp.array([0.0, 0.7]), flow=flow)
+    np.testing.assert_allclose(found.attractors, 0, atol=1e-3)
+    assert found.converged
+    assert not found.stable
+    np.testing.assert_allclose(found.curvatures, 1 - 1 / 0.5**2, atol=1e-2)
+
+
+def test_every_location_far_from_the_others_is_a_memory():
+    locs = 10 * np.random.default_rng(1).normal(size=(30, 2, 3)).astype(np.float32)
+    energy = neb.MixtureEnergy(locs, 0.5)
+    cues = locs + 0.5 * np.random.default_rng(2).normal(size=locs.shape).astype(np.float32)
+    found = memories.find_memories(energy, cues)
+    assert len(found.counts) == 30
+    assert np.all(found.stable)
+    np.testing.assert_allclose(found.attractors[found.basins], locs, atol=2e-3)
+
+
+def test_the_path_of_a_gaussian():
+    """dy/dt = -(y - m) / (s^2 + sigma^2)."""
+    s, m = np.array([0.5, 2.0]), np.array([1.0, -1.0])
+    energy = targets.gaussian(s, 0.7, locs=m)
+    times = np.array([0.0, 0.3, 1.0, 4.0])
+    path = memories.follow(energy, CUES, times)
+    assert path.shape == (12, 4, 2)
+    decay = np.exp(-times[:, None] * 0.49 / (s**2 + 0.49))
+    np.testing.assert_allclose(path, m + (CUES[:, None] - m) * decay, atol=2e-4)
+    found = neb.recall(energy, CUES)
+    np.testing.assert_allclose(found.curvatures, 0.49 / (4 + 0.49), rtol=1e-3)
+
+
+def test_energy_falls_along_the_path():
+    energy = targets.skewed_mixture()
+    path = memories.follow(energy, CUES, np.linspace(0, 10, 30))
+    energies = jax.vmap(jax.vmap(energy))(path)
+    assert np.all(np.diff(energies, axis=1) < 1e-5)
+
+
+@FLOWS
+def test_hopfields_setting(flow):
+    """Ten binary patterns of 64 bits, a sixth of each flipped."""
+    rng = np.random.default_rng(0)
+    patterns = rng.choice([-1.0, 1.0], size=(10, 64)).astype(np.float32)
+    cues = patterns.copy()
+    for cue in cues:
+        cue[rng.permutation(64)[:10]] *= -1
+    found = neb.recall(neb.MixtureEnergy(patterns, 1.0), cues, flow=flow)
+    np.testing.assert_array_equal(np.sign(found.attractors), patterns)
+    assert np.all(found.stable)
+
+
+def test_basins_by_falling_size():
+    energy = neb.MixtureEnergy(PAIR, 0.3)
+    cues = np.array([[0.5, 0.0], [-0.2, 1.0], [0.1, 0.3], [2.0, 0.0]], np.float32)
+    found = memories.find_memories(energy, cues)
+    np.testing.assert_array_equal(found.counts, [3, 1])
+    np.testing.assert_array_equal(found.basins, [0, 1, 0, 0])
+    np.testing.assert_allclose(found.attractors, [[1, 0], [-1, 0]], atol=1e-3)
+    assert str(found) == "2 memories of 4 cues; basins of 3, 1"
+    one = memories.find_memories(energy, cues[:1])
+    np.testing.assert_array_equal(one.basins, [0])
+
+
+@FLOWS
+def test_what_does_not_come_to_rest(flow):
+    energy = neb.MixtureEnergy(PAIR, 0.95)
+    found = neb.recall(energy, CUES, flow=flow, max_steps=2)
+    assert not np.any(found.converged)
+    assert not np.any(found.stable)
+    several = memories.find_memories(energy, CUES, flow=flow, max_steps=2)
+    assert np.all(several.basins == -1)
+    assert len(several.counts) == 0
+    assert str(several) == "0 memories of 12 cues, 12 of which did not come to rest"
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (2, 3)])
+def test_any_batch(batch):
+    energy = neb.MixtureEnergy(PAIR, 0.5)
+    found = neb.recall(energy, jnp.ones((*batch, 2)))
+    assert found.attractors.shape == (*batch, 2)
+    assert all(field.shape == batch for field in found[1:])
+
+
+def test_chunks_do_not_show():
+    energy = neb.MixtureEnergy(PAIR, 0.5)
+    whole, parts = (neb.recall(energy, CUES, chunk_size=size) for size in (64, 5))
+    np.testing.assert_allclose(parts.attractors, whole.attractors, atol=1e-6)
+    np.testing.assert_array_equal(parts.num_steps, whole.num_steps)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (partial(neb.recall, flow="down"), ValueError, "flow must be one of"),
+        (partial(neb.recall, tolerance=0.0), ValueError, "tolerance must be positive, got 0.0"),
+        (partial(neb.recall, max_steps=0), ValueError, "max_steps must be a positive int, got 0"),
+        (partial(neb.recall, chunk_size=0), ValueError, "chunk_size must be a positive int, got"),
+        (partial(memories.find_memories, merge_distance=0.0), ValueError, "merge_distance must be"),
+        (partial(memories.follow, times=np.array([1.0, 0.5])), ValueError, "times must be rising"),
+        (lambda e, y: neb.recall(e, y * jnp.nan), ValueError, "y must be finite, got NaN"),
+        (lambda e, y: neb.recall(e, y[:, :1]), ValueError, r"y must end in the event shape \(2,\)"),
+        (lambda e, y: memories.find_memories(e, y[0]), ValueError, r"y must have shape \(n, \*"),
+        (lambda e, y: neb.recall(e, y.astype(int)), TypeError, "y must hold floats, got int32"),
+        (
+            lambda e, y: neb.recall(None, y),
+            TypeError,
+            "energy must be a numpyro_neb.AbstractEnergy",
+        ),
+    ],
+)
+def test_bad_arguments(call, error, message, untyped):
+    with pytest.raises(error, match=message):
+        call(neb.MixtureEnergy(PAIR, 0.5), jnp.ones((3, 2)))
+
+
+@pytest.mark.slow
+def test_memories_of_digits(digits, digits_energy):
+    """A trained energy has few memories, all stable, far from every one of its examples."""
+    train, _ = digits
+    found = memories.find_memories(digits_energy, train[:300])
+    assert np.mean(found.basins >= 0) > 0.95
+    assert len(found.counts) < 60
+    assert np.mean(found.stable) > 0.9
+    nearest = cdist(found.attractors.reshape(-1, 64), train.reshape(-1, 64)).min(1)
+    assert np.median(nearest) > 0.2
