@@ -7,6 +7,7 @@ energy, and a SHA-256 of all of it and of the arrays.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from numpyro_neb.energies import (
     check_energy,
 )
 from numpyro_neb.mixtures import MixtureEnergy
-from numpyro_neb.networks import MLP
+from numpyro_neb.networks import MLP, ConvNet, UNet
 
 _FORMAT = "numpyro_neb energy"
 _VERSION = 1
 _NETWORK_ENERGIES = {cls.__name__: cls for cls in (ResidualEnergy, NetworkEnergy)}
+_NETWORKS: dict[str, Callable] = {f"networks.{cls.__name__}": cls for cls in (MLP, ConvNet, UNet)}
+_NETWORKS["eqx.nn.MLP"] = eqx.nn.MLP
+_SIZES = {ConvNet: ("bottleneck", "stride"), UNet: ("num_blocks", "patch_size")}
 
 
 def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) -> None:
@@ -131,6 +135,10 @@ def _describe(node: Any) -> dict[str, Any]:
             "activation": activation,
             "conditional": node.conditional,
         }
+    if isinstance(node, ConvNet | UNet) and (activation := function_name(node.activation)):
+        names = ("event_shape", "channels", "conditional", *_SIZES.get(type(node), ()))
+        arguments = {argument: getattr(node, argument) for argument in names}
+        return {"class": f"networks.{name}", "activation": activation} | arguments
     if type(node) is eqx.nn.MLP:
         functions = {k: function_name(getattr(node, k)) for k in ("activation", "final_activation")}
         if all(functions.values()) and not getattr(node, "scan", False):
@@ -177,17 +185,17 @@ def _network(config, num_tensors):
     if config.get("class") == "energies.AtLevel":
         return AtLevel(_network(config["network"], num_tensors), Frozen(jnp.zeros(())))
     arguments = {k: v for k, v in config.items() if k not in ("class", "unknown")}
-    if config.get("class") not in ("networks.MLP", "eqx.nn.MLP"):
+    if config.get("class") not in _NETWORKS:
         raise _UnknownModuleError(config.get("unknown", config.get("class")))
-    # The constructors loop over the depth: refuse one that the file's arrays belie.
-    if config["depth"] > num_tensors:
-        raise ValueError(f"depth {config['depth']} with {num_tensors} arrays")
+    # The constructors loop over the layers: refuse more than the file has arrays.
+    layers = config.get("depth", 0) + len(config.get("channels", ())) + config.get("num_blocks", 0)
+    if layers > num_tensors:
+        raise ValueError(f"{layers} layers with {num_tensors} arrays")
     for name in arguments.keys() & {"activation", "final_activation"}:
         arguments[name] = find_function(arguments[name])
-    key = jax.random.key(0)
-    if config["class"] == "eqx.nn.MLP":
-        return eqx.nn.MLP(**arguments, key=key)
-    return MLP(tuple(arguments.pop("event_shape")), **arguments, key=key)
+    for name in arguments.keys() & {"event_shape", "channels"}:
+        arguments[name] = tuple(arguments[name])
+    return _NETWORKS[config["class"]](**arguments, key=jax.random.key(0))
 
 
 def _filled(energy, tensors, path, exact):
