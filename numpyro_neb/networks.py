@@ -229,7 +229,9 @@ class UNet(eqx.Module):
                 f" patch_size 2^(levels - 1) = {multiple}, got {self.event_shape}"
             )
         keys = iter(jax.random.split(key, 2 + 6 * num_blocks * len(self.channels)))
-        conv = lambda *sizes, silent=False: _convolution(*sizes, next(keys), silent)  # noqa: E731
+        conv = lambda before, after, size, silent=False: (  # noqa: E731
+            _convolution(before, after, size, next(keys), silent)
+        )
         # A block is the identity at first, and the image zero: the energy is that of a Gaussian.
         blocks = lambda size: tuple(  # noqa: E731
             (conv(size, size, 3), conv(size, size, 3, silent=True)) for _ in range(num_blocks)
