@@ -14,7 +14,8 @@ PACKAGE = Path(neb.__file__).parent
 ARROWS = {
     "activations": set(),
     "energies": {"activations"},
-    "networks": {"activations", "energies"},
+    "networks": {"flax_modules"},
+    "flax_modules": {"activations", "energies"},
     "training": {"energies", "objectives"},
     "convolutions": set(),
     "integrators": {"energies", "convolutions"},
