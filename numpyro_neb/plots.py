@@ -2,10 +2,16 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.axes import Axes
+
+from numpyro_neb.energies import AbstractEnergy, check_energy
+from numpyro_neb.geometry import SphereOverlaps
+from numpyro_neb.memories import FoundMemories
 
 Images = Float[Array, "n height width"] | Float[np.ndarray, "n height width"]
 
@@ -31,7 +37,7 @@ def denoising(clean: Images, noisy: Images, jump: Images, *, ax: Axes | None = N
         >>> ax = neb.plots.denoising(x, x, x)
     """
     images = np.stack([_images("clean", clean), _images("noisy", noisy), _images("jump", jump)])
-    ax = _grid(images, ax, limits=(images[0].min(), images[0].max()))
+    ax = _grid(images, ax, limits=_range(images[0]))
     height = images.shape[2] + 1
     ax.set_yticks([height * (row + 0.5) for row in range(3)], ["clean $x$", "noisy $y$", "jump"])
     return ax
@@ -67,6 +73,172 @@ def walk_jump(
     ax.set_yticks([height * (row + 0.5) for row in range(len(images))], names)
     ax.set_xlabel("draws, from left to right")
     return ax
+
+
+def recall_paths(
+    paths: Float[Array, "cues times height width"] | Float[np.ndarray, "cues times height width"],
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """What `memories.follow` saw: a row a cue, from the cue on the left to its memory.
+
+    Args:
+        paths: Of shape (cues, times, height, width).
+        ax: Where to draw; new axes by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If paths is not of that shape.
+
+    Example:
+        >>> import numpy as np, numpyro_neb as neb
+        >>> ax = neb.plots.recall_paths(np.random.default_rng(0).random((3, 6, 8, 8)))
+    """
+    images = np.asarray(paths)
+    if images.ndim != 4:
+        raise ValueError(f"paths must have shape (cues, times, height, width), got {images.shape}")
+    # The scale of the memories: the noise of a cue would make them grey.
+    ax = _grid(images, ax, limits=_range(images[:, -1]))
+    height = images.shape[2] + 1
+    ax.set_yticks(
+        [height * (row + 0.5) for row in range(len(images))], map(str, range(len(images)))
+    )
+    ax.set_ylabel("cue")
+    ax.set_xlabel("time, from the cue on the left to its memory")
+    return ax
+
+
+def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None) -> Axes:
+    """The memories as images, each with the size of its basin; a saddle is marked.
+
+    Args:
+        found: What `memories.find_memories` found, of an event shape (height, width).
+        columns: How many in a row.
+        ax: Where to draw; new axes by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the memories are no images, there is none, or columns is not positive.
+
+    Example:
+        >>> import jax, numpyro_neb as neb
+        >>> patterns = jax.random.normal(jax.random.key(0), (4, 3, 3))
+        >>> energy = neb.MixtureEnergy(patterns, sigma=0.2)
+        >>> ax = neb.plots.memories(neb.memories.find_memories(energy, patterns))
+    """
+    attractors = _images("found.attractors", found.attractors)
+    if len(attractors) == 0:
+        raise ValueError("found must hold at least one memory, got none")
+    if columns < 1:
+        raise ValueError(f"columns must be positive, got {columns}")
+    columns = min(columns, len(attractors))
+    rows = -(-len(attractors) // columns)
+    count, height, width = attractors.shape
+    # Room for the text under each.
+    below = 1 + height // 4
+    canvas = np.full((rows * columns, height + below, width), np.nan)
+    canvas[:count, :height] = attractors
+    images = canvas.reshape(rows, columns, height + below, width)
+    ax = _grid(images, ax, limits=_range(attractors))
+    for i, (basin, stable) in enumerate(zip(found.counts, found.stable, strict=True)):
+        row, column = divmod(i, columns)
+        place = (column + 0.5) * (width + 1), row * (height + below + 1) + height + below / 2
+        text = f"{basin}" if stable else f"{basin}, saddle"
+        ax.text(*place, text, ha="center", va="center", fontsize=8)
+    ax.set_yticks([])
+    return ax
+
+
+def overlaps(
+    summary: SphereOverlaps, *, sigma: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """The histogram of the overlaps chi, with sigma and sigma_c marked.
+
+    Args:
+        summary: What `sphere_overlaps` returned.
+        sigma: A noise level to mark.
+        ax: Where to draw; new axes by default.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import numpy as np, numpyro_neb as neb
+        >>> x = np.random.default_rng(0).normal(size=(50, 10))
+        >>> ax = neb.plots.overlaps(neb.sphere_overlaps(x), sigma=0.5)
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    shares = summary.counts / (summary.num_pairs * np.diff(summary.edges))
+    ax.stairs(shares, summary.edges, fill=True, alpha=0.5)
+    ax.axvline(summary.max, color="C1", linestyle="--", label=rf"$\sigma_c$ = {summary.max:.3g}")
+    if sigma is not None:
+        ax.axvline(sigma, color="C3", label=rf"$\sigma$ = {sigma:.3g}")
+    ax.set_xlabel(r"overlap $\chi$")
+    ax.set_ylabel("density of pairs")
+    ax.set_yticks([])
+    ax.legend(frameon=False)
+    return ax
+
+
+def landscape(
+    energy: AbstractEnergy,
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    *,
+    walk: Float[Array, "draws 2"] | Float[np.ndarray, "draws 2"] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """An energy in two dimensions: its level lines and flow, and a walk with its jumps.
+
+    Args:
+        energy: An energy of event shape (2,).
+        limits: The picture's edges, ((low, high), (low, high)).
+        walk: The walk y, of shape (draws, 2): a line, with an arrow for the jump from each draw.
+        ax: Where to draw; new axes by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`.
+        ValueError: If the energy or the walk is not in two dimensions.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), sigma=0.5)
+        >>> walk = energy.sample(jax.random.key(0), (5,))
+        >>> ax = neb.plots.landscape(energy, ((-2.0, 2.0), (-1.5, 1.5)), walk=walk)
+    """
+    check_energy(energy)
+    if energy.event_shape != (2,):
+        raise ValueError(f"energy must have the event shape (2,), got {energy.event_shape}")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 4), layout="constrained")
+    across, along = (np.linspace(*edges, 60, dtype=np.float32) for edges in limits)
+    points = jnp.asarray(np.stack(np.meshgrid(across, along), axis=-1))
+    phi, score = jax.jit(jax.vmap(jax.vmap(lambda y: (energy(y), energy.score(y)))))(points)
+    ax.contour(across, along, phi, levels=20, cmap="Greys_r", linewidths=0.6)
+    flow = np.asarray(score).transpose(2, 0, 1)
+    ax.streamplot(across, along, *flow, density=0.8, color="C0", linewidth=0.4, arrowsize=0.6)
+    if walk is not None:
+        y = np.asarray(walk)
+        if y.ndim != 2 or y.shape[1] != 2:
+            raise ValueError(f"walk must have shape (draws, 2), got {y.shape}")
+        jump = np.asarray(jax.vmap(energy.denoise)(jnp.asarray(y)))
+        ax.plot(*y.T, color="C1", linewidth=0.8, marker=".", label="walk $y$")
+        arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
+        ax.quiver(*y.T, *(jump - y).T, color="C3", **arrows, label=r"jump $\hat x(y)$")
+        ax.legend(loc="upper right")
+    ax.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+    return ax
+
+
+def _range(images: np.ndarray) -> tuple[float, float]:
+    return float(images.min()), float(images.max())
 
 
 def _images(name: str, array: Any) -> np.ndarray:

@@ -36,7 +36,7 @@ ARROWS = {
         "normal_means",
     },
     "diagnostics": {"kernels", "normal_means"},
-    "plots": set(),
+    "plots": {"energies", "geometry", "memories"},
     "priors": {"batching", "energies", "distributions"},
     "serialization": {"activations", "energies", "mixtures", "networks"},
 }
