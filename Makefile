@@ -43,6 +43,7 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.sure
 	$(RUN) -m benchmarks.mixtures
 	$(RUN) -m benchmarks.posterior_components
+	$(RUN) -m benchmarks.memories
 
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -26,6 +26,7 @@ def test_the_programs_run_as_printed():
 
 
 @pytest.mark.slow
+@pytest.mark.statistical
 def test_the_page_on_learned_priors_runs_as_printed():
     names = names_after_running((ROOT / "docs" / "learned_prior.md").read_text())
     assert names["x"].shape == (100, 64)
