@@ -44,6 +44,11 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.mixtures
 	$(RUN) -m benchmarks.posterior_components
 	$(RUN) -m benchmarks.memories
+	$(RUN) -m benchmarks.nebula
+	$(RUN) -m benchmarks.denoising
+	$(RUN) -m benchmarks.chains
+	$(RUN) -m benchmarks.manifold
+	$(RUN) -m benchmarks.convolutions
 
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

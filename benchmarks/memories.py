@@ -1,9 +1,9 @@
 """Capacity of the associative memory as i-spheres overlap: `python -m benchmarks.memories`.
 
-The patterns are images in [0, 1]: scikit-learn's digits, or the first of `x_train` in an .npz file
-named by --data (values up to 255 are divided by 255). For each sigma, two energies of the same
-patterns, the exact kernel density and a multilayer perceptron trained on them, are asked for every
-pattern from two cues: with noise of that sigma, and with its lower half replaced by the mean.
+The patterns are the first training images (`benchmarks.images`: digits, or those of --data). For
+each sigma, two energies of the same patterns, the exact kernel density and a multilayer perceptron
+trained on them, are asked for every pattern from two cues: with noise of that sigma, and with its
+lower half replaced by the mean.
 
     recalled     the share of cues from which the flow ends nearest to the pattern itself
     memories     how many attractors there are, and how many of them are stable
@@ -14,19 +14,16 @@ pattern from two cues: with noise of that sigma, and with its lower half replace
 With --out, pictures of the memories and of the overlaps are written to that folder.
 """
 
-import argparse
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from scipy.spatial.distance import cdist
-from sklearn.datasets import load_digits
 
 import numpyro_neb as neb
+from benchmarks.images import load_images, parser, write_picture
 
 
 class Capacity(NamedTuple):
@@ -38,17 +35,6 @@ class Capacity(NamedTuple):
     num_stable: int
     creative: float
     distance: float
-
-
-def patterns_of(path: str | None, count: int) -> np.ndarray:
-    """The first `count` images, of shape (count, height, width), in [0, 1]."""
-    if path is None:
-        images = load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16
-    else:
-        with np.load(path) as file:
-            images = file["x_train"][:count]
-        images = images / 255 if images.max() > 1 else images
-    return images[:count].astype(np.float32)
 
 
 def trained(patterns: np.ndarray, sigma: float, num_steps: int) -> neb.ResidualEnergy:
@@ -93,16 +79,12 @@ def capacity(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", help="an .npz file with x_train")
-    parser.add_argument("--patterns", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of each energy")
-    parser.add_argument("--sigmas", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5])
-    parser.add_argument("--out", type=Path, help="a folder for pictures")
-    arguments = parser.parse_args()
-    patterns = patterns_of(arguments.data, arguments.patterns)
+    options = parser(__doc__)
+    options.add_argument("--patterns", type=int, default=300)
+    options.add_argument("--steps", type=int, default=3000, help="training steps of each energy")
+    options.add_argument("--sigmas", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5])
+    arguments = options.parse_args()
+    patterns = load_images(arguments.data)[0][: arguments.patterns]
     overlaps = neb.sphere_overlaps(patterns)
     print(overlaps)
     print("| sigma | energy | from noise | from the upper half | memories | creative | distance |")
@@ -123,16 +105,10 @@ def main() -> None:
             )
             if arguments.out:
                 neb.plots.memories(found)
-                _write(arguments.out / f"memories_{name.split()[0]}_{sigma:.2f}.png")
+                write_picture(arguments.out, f"memories_{name.split()[0]}_{sigma:.2f}")
     if arguments.out:
         neb.plots.overlaps(overlaps)
-        _write(arguments.out / "overlaps.png")
-
-
-def _write(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plt.savefig(path, dpi=150)
-    plt.close()
+        write_picture(arguments.out, "overlaps")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Images, and energies of them, for the benchmarks that repeat the paper's experiments."""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import numpyro_neb as neb
+
+
+def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images for training and for testing, of shape (n, height, width), in [0, 1].
+
+    From `x_train` and `x_test` of an .npz file (values up to 255 are divided by 255); without one,
+    scikit-learn's 1,797 digits, the last 300 of them for testing.
+    """
+    if path is None:
+        images = (load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16).astype(np.float32)
+        return images[:-300], images[-300:]
+    with np.load(path) as file:
+        train, test = file["x_train"], file["x_test"]
+    unit = 255 if train.max() > 1 else 1
+    return (train / unit).astype(np.float32), (test / unit).astype(np.float32)
+
+
+def train_energy(
+    images: np.ndarray, sigma: float, num_steps: int, batch_size: int = 64
+) -> neb.ResidualEnergy:
+    """The energy of a U-Net of 290,000 weights, which sees patches of 2 x 2 pixels as one."""
+    shape = images.shape[1:]
+    network = neb.networks.UNet(shape, (48, 96), patch_size=2, key=jax.random.key(0))
+    scale = float(images.std())
+    energy = neb.ResidualEnergy(network, sigma, shape, loc=images.mean(0), scale=scale)
+    warmup = min(100, num_steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup, num_steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule, b2=0.99))
+    settings = {"num_steps": num_steps, "batch_size": batch_size, "optimizer": optimizer}
+    return neb.fit(energy, images, key=jax.random.key(1), **settings).energy
+
+
+def add_noise(images: np.ndarray, sigma: float, seed: int = 0) -> jnp.ndarray:
+    """One draw of Y = X + N(0, sigma^2 I)."""
+    noise = np.random.default_rng(seed).normal(size=images.shape)
+    return jnp.asarray(images + sigma * noise, jnp.float32)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that these benchmarks have in common."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="an .npz file with x_train and x_test; default: digits")
+    parser.add_argument("--out", type=Path, help="a folder for pictures and energies")
+    return parser
+
+
+def write_picture(folder: Path | None, name: str) -> None:
+    """Writes the newest figure as folder/name.png, if there is a folder, and closes it."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        plt.savefig(folder / f"{name}.png", dpi=150)
+    plt.close()
