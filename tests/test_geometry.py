@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.spatial.distance import pdist
+from scipy.special import ive
 
 import numpyro_neb as neb
 from numpyro_neb import geometry
@@ -83,6 +85,23 @@ def test_the_noise_lies_on_a_shell():
         shell = geometry.sphere_shell(dim, 0.3)
         law = stats.chi(dim, scale=0.3)
         np.testing.assert_allclose(shell, [law.mean(), law.std()], rtol=1e-6)
+
+
+def test_noise_expands_a_circle_and_the_jump_brings_it_back():
+    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    locs = np.zeros((360, 50), np.float32)
+    locs[:, 0], locs[:, 1] = np.cos(angles), np.sin(angles)
+    energy = neb.MixtureEnergy(jnp.asarray(locs), 0.3)
+    y = energy.sample(jax.random.key(0), (4000,))
+    radius = jnp.hypot(y[:, 0], y[:, 1])
+    off = jnp.hypot(radius - 1, jnp.linalg.norm(y[:, 2:], axis=1))
+    shell = geometry.sphere_shell(49, 0.3)
+    assert abs(off.mean() - shell.radius) < 4 * shell.width / np.sqrt(4000)
+    # A von Mises law's mean, of concentration k, in the circle's plane.
+    k = np.asarray(radius, float) / 0.3**2
+    expected = np.zeros(y.shape)
+    expected[:, :2] = (ive(1, k) / ive(0, k) / radius)[:, None] * y[:, :2]
+    np.testing.assert_allclose(jax.vmap(energy.denoise)(y), expected, atol=1e-4)
 
 
 def test_advice_names_the_figures():

@@ -50,6 +50,16 @@ def test_the_page_on_empirical_bayes_runs_as_printed():
     assert names["posterior"].batch_shape == (10,)
 
 
+@pytest.mark.slow
+def test_the_page_on_memories_runs_as_printed():
+    names = names_after_running((ROOT / "docs" / "memories.md").read_text())
+    memories = names["memories"]
+    assert 10 <= len(memories.counts) <= 20
+    assert memories.stable.all()
+    assert memories.basins.min() >= 0
+    assert names["recalled"].mean() > 0.95
+
+
 def test_names_in_the_table_exist():
     import numpyro_neb as neb
 
