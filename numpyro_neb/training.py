@@ -1,6 +1,9 @@
 """Training: `fit` minimises an objective over an energy's parameters."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
+from numpyro_neb.checkpoints import Checkpoints, describe, digest
 from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
+from numpyro_neb.minibatches import checked_array, minibatches_of, step_keys
 from numpyro_neb.objectives import denoising_loss
 
 Energy = AbstractEnergy | ConditionalEnergy
@@ -39,16 +44,20 @@ class FitResult(NamedTuple):
 
 def fit(
     energy: Energy,
-    data: Float[Array, "n *event"] | Float[np.ndarray, "n *event"],
+    data: Float[Array, "n *event"] | Float[np.ndarray, "n *event"] | Iterable[Any],
     *,
     key: PRNGKeyArray,
     num_steps: int,
-    batch_size: int,
+    batch_size: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     objective: Objective = denoising_loss,
     validation_data: Float[Array, "m *event"] | Float[np.ndarray, "m *event"] | None = None,
     validate_every: int | None = None,
     patience: int | None = None,
+    ema_decay: float | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: int | timedelta = timedelta(minutes=5),
+    callback: Callable[[int, dict[str, float]], Any] | None = None,
     progress_bar: bool = True,
 ) -> FitResult:
     r"""Trains an energy by stochastic gradient descent.
@@ -58,30 +67,51 @@ def fit(
     without waiting for their results; each is a compiled call of its own, since XLA's convolutions
     are slow inside a compiled loop on CPUs.
 
+    With `checkpoint_dir` a training that was killed, at any moment, goes on where its newest
+    checkpoint was when the same call is made again, with the losses and the energy that it would
+    have had, bit for bit on the same machine.
+
     Args:
         energy: The energy to begin from, or a `ConditionalEnergy`.
-        data: Training data, floats of shape (n, *event_shape).
+        data: Training data, floats of shape (n, *event_shape). A memory-mapped array stays on disk,
+            and each step reads its minibatch. Or an iterable of batches of shape
+            (batch, *event_shape), begun again where it ends; an iterator, which can't be, must
+            last.
         key: A JAX random key; the same key gives the same result.
         num_steps: How many steps.
-        batch_size: Examples in a minibatch.
+        batch_size: Examples in a minibatch; left out where data is an iterable of batches.
         optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0. On few
             examples `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
+            `optax.chain(optax.clip_by_global_norm(1.0), ...)` clips gradients.
         objective: Maps an energy, a batch and a key to a loss.
         validation_data: Held-out data, of shape (m, *event_shape).
         validate_every: Steps between two validation losses, num_steps / 20 by default. The last
             step is always validated.
         patience: Stop after this many validations in a row without a new lowest loss, and return
             the energy of the lowest; by default all steps are taken and the last energy returned.
+        ema_decay: Validate and return the exponential moving average of the parameters over the
+            steps, with this decay, 0.999 say; at step t at most (1 + t) / (10 + t), so that it
+            forgets where it began.
+        checkpoint_dir: A folder for checkpoints, by orbax. A run of the same call goes on from the
+            newest; of another, a ValueError says what differs. The data, the optimiser and the
+            objective are not compared: give the same.
+        checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints. The last two
+            are kept, and one is written at the end.
+        callback: Called with the steps done and a dict of "loss", the mean since the last call,
+            and "validation_loss" where there is one, every 100 steps and at each validation.
         progress_bar: Whether to show a tqdm bar with the newest losses.
 
     Returns:
         The trained energy and the losses.
 
     Raises:
-        TypeError: If `energy` is no energy, or data holds no floats.
+        TypeError: If `energy` is no energy, data holds no floats, or checkpoint_every is neither
+            an int nor a timedelta.
         ValueError: If data is empty, not finite or of another event shape, a count is not a
-            positive int, or patience comes without validation data.
-        FloatingPointError: If the loss becomes NaN or infinite; the message names the step.
+            positive int, ema_decay is not between 0 and 1, patience comes without validation data,
+            data ends before num_steps, or checkpoint_dir holds another training or is damaged.
+        FloatingPointError: If the loss becomes NaN or infinite; the message names the step. The
+            newest checkpoint is then one from before.
 
     Example:
         >>> import jax, numpyro_neb as neb
@@ -95,12 +125,12 @@ def fit(
     """
     if not isinstance(energy, ConditionalEnergy):
         check_energy(energy)
-    _check_counts(num_steps, batch_size, validate_every, patience)
-    if patience is not None and validation_data is None:
-        raise ValueError("patience needs validation_data: it counts validations")
-    data = _checked("data", data, energy)
+    counts = {"validate_every": validate_every, "patience": patience, "batch_size": batch_size}
+    _check_counts(num_steps=num_steps, **{k: v for k, v in counts.items() if v is not None})
+    _check_options(patience, validation_data, ema_decay)
+    source = minibatches_of(data, energy.event_shape, batch_size)
     if validation_data is not None:
-        validation_data = _checked("validation_data", validation_data, energy)
+        validation_data = checked_array("validation_data", validation_data, energy.event_shape)
     if optimizer is None:
         optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
     validate_every = validate_every or max(1, num_steps // 20)
@@ -108,99 +138,197 @@ def fit(
 
     params, rest = eqx.partition(energy, trainable(energy))
     arrays, static = eqx.partition(rest, eqx.is_array)
-    step, evaluate = _compiled(optimizer, objective, static, batch_size)
+    step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay)
     # The step donates its inputs, and the caller's energy has to survive.
-    state = (jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.full(num_steps, jnp.nan))
-    validation: list[tuple[int, Array]] = []
-    kept, stop = state[0], False
-    done = 0
-    with tqdm(total=num_steps, disable=not progress_bar, desc="fit", unit="step") as bar:
-        for i in range(num_steps):
-            state = step(state, arrays, data, key_steps, i)
-            done = i + 1
-            if validation_data is not None and (done % validate_every == 0 or done == num_steps):
-                loss = evaluate(state[0], arrays, validation_data, key_validation)
-                validation.append((done, loss))
-                if patience is not None:
-                    since = _since_lowest(validation)
-                    # The next step donates the parameters.
-                    kept = jax.tree.map(jnp.copy, state[0]) if since == 0 else kept
-                    stop = since >= patience
-            if done % _REPORT_EVERY == 0 or done == num_steps or stop:
-                _report(bar, state[2], done, validation)
-            if stop:
-                break
-    params, losses = state[0] if patience is None else kept, state[2][:done]
-    steps, held_out = zip(*validation, strict=True) if validation else ((), ())
-    return FitResult(
-        energy=eqx.combine(params, arrays, static),
-        losses=np.asarray(losses),
-        validation_steps=np.asarray(steps, int),
-        validation_losses=np.asarray(held_out, float),
-    )
+    copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
+    losses = jnp.full(num_steps, jnp.nan)
+    averages = copied(ema_decay is not None), copied(patience is not None)
+    training = _Training(_State(copied(), optimizer.init(params), losses, *averages))
+    training.callback, training.patience = callback, patience
+    if checkpoint_dir is not None:
+        named = {"num_steps": num_steps, "data": source.description, "ema_decay": ema_decay}
+        named |= counts | {"key": _key_bits(key), "energy": describe(params)}
+        named["sigma, loc, scale or frozen array"] = digest(arrays)
+        training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, named))
+    if validation_data is not None:
+        validated = (arrays, validation_data, key_validation)
+        training.validate = lambda params: float(evaluate(params, *validated))
+        training.validate_every = validate_every
+    feed = source.feed(training.done, key_steps)
+    advance = lambda state, i: step(state, arrays, next(feed), key_steps, i)  # noqa: E731
+    training.run(advance, num_steps, progress_bar)
+    return training.finished(arrays, static)
 
 
 _REPORT_EVERY = 100
 
 
-def _check_counts(num_steps, batch_size, validate_every, patience):
-    counts = {"num_steps": num_steps, "batch_size": batch_size}
-    optional = {"validate_every": validate_every, "patience": patience}
-    counts |= {name: count for name, count in optional.items() if count is not None}
+class _State(NamedTuple):
+    """What a step changes, and what a checkpoint keeps; `average` and `best` may be None."""
+
+    params: PyTree
+    opt_state: PyTree
+    losses: Float[Array, " num_steps"]
+    average: PyTree
+    best: PyTree
+
+
+class _Training:
+    """The loop over the steps, and what has come of it so far."""
+
+    def __init__(self, state: _State):
+        self.callback: Callable[[int, dict[str, float]], Any] | None = None
+        self.patience: int | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.validate: Callable[[PyTree], float] | None = None
+        self.validate_every = 1
+        self.state, self.done, self.reported, self.stopped = state, 0, 0, False
+        self.validation: list[tuple[int, float]] = []
+
+    @property
+    def newest(self) -> PyTree:
+        """The parameters to validate: the average where there is one."""
+        return self.state.params if self.state.average is None else self.state.average
+
+    @property
+    def result(self) -> PyTree:
+        """The parameters to return."""
+        return self.newest if self.state.best is None else self.state.best
+
+    def go_on_from(self, checkpoints: Checkpoints) -> None:
+        """Takes up the newest checkpoint, if there is one."""
+        self.checkpoints = checkpoints
+        if (found := checkpoints.newest(self.state)) is not None:
+            self.done, self.state, progress = found
+            self.reported, self.stopped = self.done, progress["stopped"]
+            self.validation = [(step, loss) for step, loss in progress["validation"]]
+
+    def run(self, advance: Callable, num_steps: int, progress_bar: bool) -> None:
+        """Takes the steps that are left, or as many as patience allows."""
+        settings = {"total": num_steps, "initial": self.done, "disable": not progress_bar}
+        with tqdm(desc="fit", unit="step", **settings) as bar:
+            try:
+                while self.done < num_steps and not self.stopped:
+                    self.state = advance(self.state, self.done)
+                    self.done += 1
+                    self._after_step(bar, self.done == num_steps)
+            except KeyboardInterrupt:
+                bar.write(self._interrupted(num_steps), file=sys.stderr)
+                raise
+            finally:
+                if self.checkpoints is not None:
+                    self.checkpoints.close()
+
+    def finished(self, arrays: PyTree, static: PyTree) -> FitResult:
+        """What `fit` returns."""
+        steps, held_out = zip(*self.validation, strict=True) if self.validation else ((), ())
+        return FitResult(
+            energy=eqx.combine(self.result, arrays, static),
+            losses=np.asarray(self.state.losses[: self.done]),
+            validation_steps=np.asarray(steps, int),
+            validation_losses=np.asarray(held_out, float),
+        )
+
+    def _after_step(self, bar, last):
+        validated = self.validate is not None and (last or self.done % self.validate_every == 0)
+        if validated:
+            self._validated(self.validate(self.newest))
+        if validated or last or self.done % _REPORT_EVERY == 0:
+            self._report(bar, validated)
+        if self.checkpoints is not None and (
+            last or self.stopped or self.checkpoints.due(self.done)
+        ):
+            self._report(bar, False)
+            self._save(self.checkpoints)
+
+    def _validated(self, loss):
+        self.validation.append((self.done, loss))
+        if self.patience is None:
+            return
+        losses = np.nan_to_num([loss for _, loss in self.validation], nan=np.inf)
+        since = len(losses) - 1 - int(np.argmin(losses))
+        if since == 0:
+            # The next step donates the parameters.
+            self.state = self.state._replace(best=jax.tree.map(jnp.copy, self.newest))
+        self.stopped = since >= self.patience
+
+    def _report(self, bar, validated):
+        """Waits for the steps so far: the queue stays short and a NaN is seen."""
+        recent = np.asarray(self.state.losses)[self.reported : self.done]
+        if not np.all(np.isfinite(recent)):
+            first = int(np.argmin(np.isfinite(recent)))
+            raise FloatingPointError(
+                f"the loss is {recent[first]} at step {self.reported + first}: try a smaller"
+                " learning rate, optax.clip_by_global_norm, or look at the data"
+            )
+        self.reported = self.done
+        if not len(recent):
+            return
+        shown = {"loss": float(recent.mean())}
+        held_out = {"held-out": self.validation[-1][1]} if self.validation else {}
+        texts = {name: f"{value:.4g}" for name, value in (shown | held_out).items()}
+        bar.set_postfix(texts, refresh=False)
+        bar.update(self.done - bar.n)
+        if self.callback is not None:
+            metrics = {"validation_loss": self.validation[-1][1]} if validated else {}
+            self.callback(self.done, shown | metrics)
+
+    def _save(self, checkpoints):
+        if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(self.state.params)):
+            raise FloatingPointError(
+                f"a parameter is not finite after step {self.done - 1}: try a smaller learning rate"
+                " or optax.clip_by_global_norm"
+            )
+        progress = {"validation": self.validation, "stopped": self.stopped}
+        checkpoints.save(self.done, self.state, progress)
+
+    def _interrupted(self, num_steps):
+        """Keeps what it can, and says how to go on."""
+        text = f"fit was stopped after {self.done:,} of {num_steps:,} steps"
+        if self.checkpoints is None:
+            return f"{text}; nothing was kept: checkpoint_dir= keeps checkpoints."
+        # A step that was cut off has donated the state.
+        if not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
+            self._save(self.checkpoints)
+        return f"{text}; the same call goes on from the newest checkpoint in" + (
+            f" {self.checkpoints.folder}."
+        )
+
+
+def _check_counts(**counts):
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a positive int, got {count!r}")
 
 
-def _since_lowest(validation):
-    """How many validations ago the loss was lowest."""
-    losses = np.nan_to_num([float(loss) for _, loss in validation], nan=np.inf)
-    return len(losses) - 1 - int(np.argmin(losses))
+def _check_options(patience, validation_data, ema_decay):
+    if patience is not None and validation_data is None:
+        raise ValueError("patience needs validation_data: it counts validations")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ValueError(f"ema_decay must be between 0 and 1, got {ema_decay!r}")
 
 
-def _compiled(optimizer, objective, static, batch_size):
+def _key_bits(key):
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(key) if typed else key).tolist()
+
+
+def _compiled(optimizer, objective, static, pick, ema_decay):
     """The training step and the evaluation, compiled."""
 
     def loss_of(params, arrays, batch, key):
         return objective(eqx.combine(params, arrays, static), batch, key)
 
-    def step(state, arrays, data, key, i):
-        params, opt_state, losses = state
-        key_batch, key_noise = jax.random.split(jax.random.fold_in(key, i))
-        batch = data[jax.random.randint(key_batch, (batch_size,), 0, len(data))]
-        loss, grads = jax.value_and_grad(loss_of)(params, arrays, batch, key_noise)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        losses = losses.at[i].set(loss.astype(losses.dtype))
-        return optax.apply_updates(params, updates), opt_state, losses
+    def step(state, arrays, batch, key, i):
+        key_batch, key_noise = step_keys(key, i)
+        batch = pick(batch, key_batch)
+        loss, grads = jax.value_and_grad(loss_of)(state.params, arrays, batch, key_noise)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, average = optax.apply_updates(state.params, updates), state.average
+        if ema_decay is not None:
+            rate = 1 - jnp.minimum(ema_decay, (1 + i) / (10 + i))
+            average = optax.incremental_update(params, average, rate)
+        losses = state.losses.at[i].set(loss.astype(state.losses.dtype))
+        return _State(params, opt_state, losses, average, state.best)
 
     return jax.jit(step, donate_argnums=0), jax.jit(loss_of)
-
-
-def _report(bar, losses, done, validation):
-    """Moves the bar, and waits for the steps so far: the queue stays short and a NaN is seen."""
-    recent = np.asarray(losses)[max(0, done - _REPORT_EVERY) : done]
-    if not np.all(np.isfinite(recent)):
-        first = done - len(recent) + int(np.argmin(np.isfinite(recent)))
-        raise FloatingPointError(
-            f"the loss is {losses[first]} at step {first}: try a smaller learning rate,"
-            " optax.clip_by_global_norm, or look at the data"
-        )
-    shown = {"loss": f"{recent.mean():.4g}"}
-    if validation:
-        shown["held-out"] = f"{float(validation[-1][1]):.4g}"
-    bar.set_postfix(shown, refresh=False)
-    bar.update(done - bar.n)
-
-
-def _checked(name, data, energy):
-    data = np.asarray(data) if not isinstance(data, jax.Array) else data
-    if not jnp.issubdtype(data.dtype, jnp.floating):
-        raise TypeError(f"{name} must hold floats, got {data.dtype}: scale it first")
-    if data.ndim == 0 or len(data) == 0 or data.shape[1:] != energy.event_shape:
-        raise ValueError(
-            f"{name} must have shape (n, *event_shape) with event shape {energy.event_shape}"
-            f" and n at least 1, got {data.shape}"
-        )
-    if not np.all(np.isfinite(data)):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return jnp.asarray(data)

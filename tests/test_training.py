@@ -87,10 +87,9 @@ def test_the_callers_energy_survives():
 def test_the_step_does_not_wait_for_the_host(monkeypatch):
     """Values reach the host once in a hundred steps, not at each."""
     reads = []
-    report = neb.training._report
-    monkeypatch.setattr(
-        neb.training, "_report", lambda *args: (reads.append(args[2]), report(*args))
-    )
+    report = neb.training._Training._report
+    read = lambda self, *args: (reads.append(self.done), report(self, *args))  # noqa: E731
+    monkeypatch.setattr(neb.training._Training, "_report", read)
     with jax.transfer_guard_device_to_host("log"):
         fit(num_steps=250)
     assert reads == [100, 200, 250]
@@ -136,6 +135,9 @@ def test_float64(x64):
         ({"validation_data": DATA[:, :1]}, ValueError, "validation_data must have shape"),
         ({"num_steps": 0}, ValueError, "num_steps must be a positive int, got 0"),
         ({"batch_size": -1}, ValueError, "batch_size must be a positive int, got -1"),
+        ({"batch_size": None}, ValueError, "batch_size must be given where data are an array"),
+        ({"data": iter([DATA])}, ValueError, "batch_size must be left out where data are batches"),
+        ({"ema_decay": 1.0}, ValueError, "ema_decay must be between 0 and 1, got 1.0"),
         ({"validate_every": 0}, ValueError, "validate_every must be a positive int, got 0"),
     ],
 )
@@ -189,3 +191,85 @@ def test_one_network_for_many_noise_levels():
     levels = np.exp(np.linspace(np.log(0.2), np.log(1.0), 10_001))
     floor = np.mean(2 / (1 + levels**2))
     assert floor - 5 * tail.std() / np.sqrt(1000) < tail.mean() < 1.02 * floor
+
+
+class Epochs:
+    """Batches that begin again, as a DataLoader's do."""
+
+    def __iter__(self):
+        return (DATA[i : i + 32] for i in range(0, 192, 32))
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.losses, other.losses)
+    arrays = [jax.tree.leaves(eqx.filter(result.energy, eqx.is_array)) for result in (one, other)]
+    for a, b in zip(*arrays, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_array_on_disk_trains_as_one_in_memory(tmp_path):
+    np.save(tmp_path / "data.npy", DATA)
+    on_disk = np.load(tmp_path / "data.npy", mmap_mode="r")
+    for data in (on_disk, on_disk[:], np.asarray(on_disk)):
+        np.testing.assert_allclose(fit(data=data).losses, fit().losses, rtol=1e-6)
+
+
+def test_only_the_rows_of_a_minibatch_are_read(tmp_path, monkeypatch):
+    np.save(tmp_path / "data.npy", DATA)
+    read = []
+    rows = np.memmap.__getitem__
+    keep = lambda self, index: (read.append(np.size(index)), rows(self, index))[1]  # noqa: E731
+    monkeypatch.setattr(np.memmap, "__getitem__", keep)
+    fit(data=np.load(tmp_path / "data.npy", mmap_mode="r"), num_steps=5)
+    assert read == [32] * 5
+
+
+def test_batches_of_an_iterable():
+    seen = []
+
+    def objective(energy, x, key):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return neb.denoising_loss(energy, x, key)
+
+    fit(data=Epochs(), batch_size=None, num_steps=13, objective=objective)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(seen, [DATA[32 * (i % 6) :][:32] for i in range(13)])
+
+
+@pytest.mark.parametrize("data", [iter(list(Epochs())), iter([])])
+def test_batches_that_end(data):
+    with pytest.raises(ValueError, match=r"data ended after \d batches, before num_steps"):
+        fit(data=data, batch_size=None)
+    with pytest.raises(ValueError, match="a batch of data must have shape"):
+        fit(data=iter([DATA[:, :1]]), batch_size=None)
+
+
+def test_the_average_of_the_parameters():
+    """Under SGD on a linear loss the parameters are p - t rate."""
+    scalars = lambda energy: jax.tree.leaves(eqx.filter(energy.network, eqx.is_array))  # noqa: E731
+    linear = lambda energy, x, key: sum(jnp.sum(p) for p in scalars(energy))  # noqa: E731
+    settings = {"objective": linear, "optimizer": optax.sgd(0.01), "num_steps": 30}
+    moved, average = 0.0, 0.0
+    for t in range(30):
+        moved, decay = moved - 0.01, min(0.7, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * moved
+    found = fit(**settings, ema_decay=0.7).energy
+    for before, after in zip(scalars(energy()), scalars(found), strict=True):
+        np.testing.assert_allclose(after - before, average, rtol=1e-4)
+
+
+def test_the_average_is_what_is_validated():
+    settings = {"validation_data": DATA[:20], "ema_decay": 0.9, "num_steps": 20}
+    result = fit(**settings, validate_every=20)
+    key = jax.random.split(jax.random.key(1))[1]
+    loss = neb.denoising_loss(result.energy, jnp.asarray(DATA[:20]), key)
+    np.testing.assert_allclose(result.validation_losses, [loss], rtol=1e-5)
+
+
+def test_the_callback_logs():
+    logged = []
+    settings = {"validation_data": DATA[:20], "validate_every": 60}
+    result = fit(num_steps=130, callback=lambda *args: logged.append(args), **settings)
+    assert [step for step, _ in logged] == [60, 100, 120, 130]
+    assert ["validation_loss" in metrics for _, metrics in logged] == [True, False, True, True]
+    np.testing.assert_allclose(logged[1][1]["loss"], result.losses[60:100].mean(), rtol=1e-6)

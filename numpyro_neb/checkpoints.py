@@ -1,0 +1,159 @@
+"""Checkpoints of a training, written by orbax: each whole or not at all."""
+
+import hashlib
+import json
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+_FORMAT = "numpyro_neb training"
+_VERSION = 1
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one training, in one folder.
+
+    Args:
+        folder: Where to; it is made if it is not there.
+        every: Steps, or time, between two of them.
+        arguments: What the training was called with, as JSON: another training's checkpoints are
+            refused.
+
+    Raises:
+        TypeError: If `every` is neither an int nor a `datetime.timedelta`.
+        ValueError: If `every` is not positive, or the folder is a file.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, every: int | timedelta, arguments: dict[str, Any]
+    ):
+        import orbax.checkpoint as ocp
+
+        if isinstance(every, bool) or not isinstance(every, int | timedelta):
+            raise TypeError(f"checkpoint_every must be an int or a timedelta, got {every!r}")
+        if (every if isinstance(every, int) else every.total_seconds()) <= 0:
+            raise ValueError(f"checkpoint_every must be positive, got {every!r}")
+        self.folder, self.every = Path(folder).absolute(), every
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"checkpoint_dir must be a folder, got the file {folder}")
+        self.arguments = arguments
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEPT, enable_async_checkpointing=False, create=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._last_time = time.monotonic()
+
+    def due(self, done: int) -> bool:
+        """Whether a checkpoint is to be written after so many steps."""
+        if isinstance(self.every, int):
+            return done % self.every == 0
+        return time.monotonic() - self._last_time >= self.every.total_seconds()
+
+    def save(self, done: int, state: PyTree, progress: dict[str, Any]) -> None:
+        """Writes the state after `done` steps, unless that is there already."""
+        self._last_time = time.monotonic()
+        if self._manager.latest_step() == done:
+            return
+        args, leaves = self._ocp.args, jax.tree.leaves(state)
+        header = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "arguments": self.arguments,
+            "progress": progress,
+            "arrays": digest(leaves),
+        }
+        header["sha256"] = _digest_of_header(header)
+        saved = {"header": args.JsonSave(header), "state": args.StandardSave(leaves)}
+        self._manager.save(done, args=args.Composite(**saved))
+
+    def newest(self, state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """The steps done, the state and the progress of the newest checkpoint, if there is one.
+
+        Args:
+            state: One of the same structure.
+
+        Raises:
+            ValueError: If it is damaged, of another training, or of a newer format.
+        """
+        done = self._manager.latest_step()
+        if done is None:
+            return None
+        args, path = self._ocp.args, self.folder / str(done)
+        try:
+            found = self._manager.restore(done, args=args.Composite(header=args.JsonRestore()))
+            header = found["header"]
+            if header.pop("sha256") != _digest_of_header(header):
+                raise _damaged(path, "the checksum of its header does not fit")
+            self._check_header(header, path)
+            abstract = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+            restore = args.Composite(state=args.StandardRestore(abstract))
+            leaves = self._manager.restore(done, args=restore)["state"]
+            if digest(leaves) != header["arrays"]:
+                raise _damaged(path, "the checksum of its arrays does not fit")
+        except _RefusedError as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:  # orbax and tensorstore raise of every kind
+            raise ValueError(str(_damaged(path, f"{type(error).__name__}: {error}"))) from error
+        return done, jax.tree.unflatten(jax.tree.structure(state), leaves), header["progress"]
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._manager.close()
+
+    def _check_header(self, header, path):
+        if header["format"] != _FORMAT:
+            raise _RefusedError(f"{path} is no checkpoint of numpyro_neb")
+        if header["version"] > _VERSION:
+            raise _RefusedError(
+                f"{path} has format version {header['version']}, newer than {_VERSION}:"
+                " update numpyro_neb"
+            )
+        theirs = header["arguments"]
+        for name, value in self.arguments.items():
+            if theirs.get(name) != value:
+                raise _RefusedError(
+                    f"checkpoint_dir {self.folder} holds a training with another {name}"
+                    f" ({_short(theirs.get(name))}, now {_short(value)}): give the same to go on"
+                    " with it, or another folder"
+                )
+
+
+class _RefusedError(Exception):
+    """A checkpoint that is there, and can't be taken up."""
+
+
+def _damaged(path, why):
+    return _RefusedError(
+        f"the checkpoint {path} is damaged ({why}): delete it to go on from the one before"
+    )
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def describe(tree: PyTree) -> list[str]:
+    """The path, dtype and shape of each array of a pytree, as JSON."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [f"{jax.tree_util.keystr(path)} {x.dtype} {list(x.shape)}" for path, x in leaves]
+
+
+def _digest_of_header(header):
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def digest(tree: PyTree) -> str:
+    """The SHA-256 of the arrays of a pytree."""
+    sha256 = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha256.update(np.asarray(leaf).tobytes())
+    return sha256.hexdigest()
