@@ -230,14 +230,14 @@ class _Training:
         )
 
     def _after_step(self, bar, last):
-        validated = self.validate is not None and (last or self.done % self.validate_every == 0)
-        if validated:
-            self._validated(self.validate(self.newest))
+        validate, validated = self.validate, False
+        if validate is not None and (last or self.done % self.validate_every == 0):
+            validated = True
+            self._validated(validate(self.newest))
         if validated or last or self.done % _REPORT_EVERY == 0:
             self._report(bar, validated)
-        if self.checkpoints is not None and (
-            last or self.stopped or self.checkpoints.due(self.done)
-        ):
+        end = last or self.stopped
+        if self.checkpoints is not None and (end or self.checkpoints.due(self.done)):
             self._report(bar, False)
             self._save(self.checkpoints)
 
