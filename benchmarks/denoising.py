@@ -19,13 +19,16 @@ def main() -> None:
     arguments.add_argument("--sigmas", type=float, nargs="+", default=[0.3, 0.7])
     arguments.add_argument("--steps", type=int, default=1000, help="training steps")
     arguments.add_argument("--batch", type=int, default=64, help="images in a training step")
+    arguments.add_argument("--channels", type=int, nargs="+", default=[48, 96], help="of the U-Net")
+    arguments.add_argument("--blocks", type=int, default=1, help="of each level of the U-Net")
     options = arguments.parse_args()
+    network = {"channels": tuple(options.channels), "num_blocks": options.blocks}
     train, test = load_images(options.data)
     print("| sigma | minutes | noisy | jump | clipped | range | all but 1 in 10,000 |")
     print("|---|---|---|---|---|---|---|")
     for sigma in options.sigmas:
         start = time.perf_counter()
-        energy = train_energy(train, sigma, options.steps, options.batch)
+        energy = train_energy(train, sigma, options.steps, options.batch, **network)
         minutes = (time.perf_counter() - start) / 60
         noisy = add_noise(test, sigma)
         jump = np.asarray(neb.posterior_mean(energy, noisy))

@@ -29,11 +29,16 @@ def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_energy(
-    images: np.ndarray, sigma: float, num_steps: int, batch_size: int = 64
+    images: np.ndarray,
+    sigma: float,
+    num_steps: int,
+    batch_size: int = 64,
+    channels: tuple[int, ...] = (48, 96),
+    num_blocks: int = 1,
 ) -> neb.ResidualEnergy:
-    """The energy of a U-Net of 290,000 weights, which sees patches of 2 x 2 pixels as one."""
-    shape = images.shape[1:]
-    network = neb.networks.UNet(shape, (48, 96), patch_size=2, key=jax.random.key(0))
+    """The energy of a U-Net, of 290,000 weights by default, on patches of 2 x 2 pixels."""
+    shape, key = images.shape[1:], jax.random.key(0)
+    network = neb.networks.UNet(shape, channels, num_blocks=num_blocks, patch_size=2, key=key)
     scale = float(images.std())
     energy = neb.ResidualEnergy(network, sigma, shape, loc=images.mean(0), scale=scale)
     warmup = min(100, num_steps // 10)

@@ -1,4 +1,4 @@
-"""The command line: `python -m numpyro_neb demo`."""
+"""The command line: `python -m numpyro_neb` train, sample, denoise, recall, info or demo."""
 
 import argparse
 import sys
@@ -20,6 +20,7 @@ import xarray as xr
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
+from numpyro_neb.commands import add_commands, run
 
 _SIGMA = 0.3
 _NUM_HELD_OUT = 297
@@ -40,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     demo_parser.add_argument(
         "--out", type=Path, default=Path("demo-output"), help="folder for what it writes"
     )
+    add_commands(commands)
     arguments = parser.parse_args(argv)
+    if arguments.command != "demo":
+        return run(arguments)
     try:
         demo(arguments.out)
     except ModuleNotFoundError as error:

@@ -65,7 +65,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
         "config": json.dumps(_describe(energy)),
     }
     metadata["sha256"] = _digest(metadata, tensors)
-    _write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
+    write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
 
 
 def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | None = None) -> Any:
@@ -251,7 +251,8 @@ def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary one beside it, which is then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

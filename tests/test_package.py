@@ -41,6 +41,8 @@ ARROWS = {
     "plots": {"energies", "geometry", "memories"},
     "priors": {"batching", "energies", "distributions"},
     "serialization": {"activations", "energies", "mixtures", "networks"},
+    # A user of the package, as the demo is.
+    "commands": {"", "energies", "minibatches", "serialization"},
 }
 ROOMS = [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
 
