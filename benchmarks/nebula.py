@@ -34,6 +34,7 @@ def main() -> None:
     arguments.add_argument("--sigmas", type=float, nargs="+", default=[0.15, 0.2, 0.3, 0.5, 0.7])
     arguments.add_argument("--steps", type=int, default=1000, help="training steps of each energy")
     arguments.add_argument("--cues", type=int, default=100)
+    arguments.add_argument("--max-steps", type=int, default=400, help="of the flow's solver")
     arguments.add_argument("--energies", type=Path, help="a folder with energies")
     options = arguments.parse_args()
     train, _ = load_images(options.data)
@@ -46,7 +47,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for sigma in options.sigmas:
         energy = energy_at(sigma, train, options.energies, options.steps)
-        found = neb.memories.find_memories(energy, cues)
+        found = neb.memories.find_memories(energy, cues, max_steps=options.max_steps)
         apart = cdist(found.attractors.reshape(len(found.counts), -1), flat)
         nearest = apart.min(1)
         lost = int(np.sum(found.basins < 0))

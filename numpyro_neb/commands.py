@@ -207,7 +207,8 @@ def _recall(arguments):
     energy, cues = _energy(arguments.energy), _array(arguments.data)
     found = neb.recall(energy, cues)
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(array) for name, array in found._asdict().items()})
+    arrays: Any = {name: np.asarray(array) for name, array in found._asdict().items()}
+    np.savez(buffer, **arrays)
     write_whole(arguments.out, buffer.getvalue())
     count = found.converged.size
     rest, stable = int(found.converged.sum()), int(found.stable.sum())
