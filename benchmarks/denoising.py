@@ -21,8 +21,10 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=64, help="images in a training step")
     arguments.add_argument("--channels", type=int, nargs="+", default=[48, 96], help="of the U-Net")
     arguments.add_argument("--blocks", type=int, default=1, help="of each level of the U-Net")
+    arguments.add_argument("--optimizer", choices=("muon", "adam"), default="muon")
     options = arguments.parse_args()
     network = {"channels": tuple(options.channels), "num_blocks": options.blocks}
+    network["optimizer"] = options.optimizer
     train, test = load_images(options.data)
     print("| sigma | minutes | noisy | jump | clipped | range | all but 1 in 10,000 |")
     print("|---|---|---|---|---|---|---|")

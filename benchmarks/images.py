@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import optax.contrib
 from sklearn.datasets import load_digits
 
 import numpyro_neb as neb
@@ -35,6 +36,7 @@ def train_energy(
     batch_size: int = 64,
     channels: tuple[int, ...] = (48, 96),
     num_blocks: int = 1,
+    optimizer: str = "muon",
 ) -> neb.ResidualEnergy:
     """The energy of a U-Net, of 290,000 weights by default, on patches of 2 x 2 pixels."""
     shape, key = images.shape[1:], jax.random.key(0)
@@ -42,10 +44,27 @@ def train_energy(
     scale = float(images.std())
     energy = neb.ResidualEnergy(network, sigma, shape, loc=images.mean(0), scale=scale)
     warmup = min(100, num_steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup, num_steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule, b2=0.99))
-    settings = {"num_steps": num_steps, "batch_size": batch_size, "optimizer": optimizer}
+    schedule = lambda rate: (  # noqa: E731
+        optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps)
+    )
+    update = optax.adam(schedule(3e-3), b2=0.99)
+    if optimizer == "muon":
+        update = optax.contrib.muon(
+            schedule(5e-3),
+            adam_learning_rate=schedule(3e-3),
+            adam_b2=0.99,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_kernels,
+        )
+    update = optax.chain(optax.clip_by_global_norm(5.0), update)
+    settings = {"num_steps": num_steps, "batch_size": batch_size, "optimizer": update}
     return neb.fit(energy, images, key=jax.random.key(1), **settings).energy
+
+
+def _kernels(params):
+    """Muon takes each convolution as a matrix of output channels, and leaves biases to Adam."""
+    kernel = optax.contrib.MuonDimensionNumbers((1, 2, 3), 0)
+    return jax.tree.map(lambda weight: kernel if weight.ndim == 4 else None, params)
 
 
 def add_noise(images: np.ndarray, sigma: float, seed: int = 0) -> jnp.ndarray:

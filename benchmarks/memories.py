@@ -5,8 +5,9 @@ each sigma, two energies of the same patterns, the exact kernel density and a mu
 trained on them, are asked for every pattern from two cues: with noise of that sigma, and with its
 lower half replaced by the mean.
 
-    recalled     the share of cues from which the flow ends nearest to the pattern itself
-    memories     how many attractors there are, and how many of them are stable
+    recalled     the share of cues from which the flow ends in a stable memory that is the
+                 pattern's: nearer to it than half the distance to the nearest other pattern
+    memories     how many there are
     creative     the share of memories farther from every pattern than the two nearest patterns are
                  from one another, in the median over patterns
     distance     from a memory to the nearest pattern, the root mean square per pixel, in the median
@@ -32,7 +33,6 @@ class Capacity(NamedTuple):
     recalled_from_noise: float
     recalled_from_half: float
     num_memories: int
-    num_stable: int
     creative: float
     distance: float
 
@@ -57,21 +57,20 @@ def capacity(
     half = patterns.copy()
     half[:, height // 2 :] = patterns.mean(0)[height // 2 :]
     flat = patterns.reshape(n, -1)
-
-    def share(cues):
-        attractors = neb.recall(energy, cues).attractors
-        nearest = cdist(np.asarray(attractors).reshape(n, -1), flat).argmin(1)
-        return float(np.mean(nearest == np.arange(n)))
-
-    found = neb.memories.find_memories(energy, patterns)
-    distances = cdist(found.attractors.reshape(len(found.counts), -1), flat).min(1)
     among = cdist(flat, flat)
     np.fill_diagonal(among, np.inf)
+
+    def share(cues):
+        found = neb.recall(energy, cues)
+        left = np.linalg.norm(np.asarray(found.attractors).reshape(n, -1) - flat, axis=1)
+        return float(np.mean(np.asarray(found.stable) & (left < among.min(1) / 2)))
+
+    found = neb.memories.find_memories(energy, patterns)
+    distances = cdist(found.attractors[found.stable].reshape(-1, flat.shape[1]), flat).min(1)
     result = Capacity(
         share(patterns + float(energy.sigma) * noise),
         share(half),
-        len(found.counts),
-        int(found.stable.sum()),
+        len(distances),
         float(np.mean(distances > np.median(among.min(1)))),
         float(np.median(distances)) / np.sqrt(flat.shape[1]),
     )
@@ -82,7 +81,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--patterns", type=int, default=300)
     options.add_argument("--steps", type=int, default=3000, help="training steps of each energy")
-    options.add_argument("--sigmas", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5])
+    options.add_argument("--sigmas", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
     arguments = options.parse_args()
     patterns = load_images(arguments.data)[0][: arguments.patterns]
     overlaps = neb.sphere_overlaps(patterns)
@@ -99,7 +98,7 @@ def main() -> None:
             print(
                 f"| {sigma:.2f} | {name} | {result.recalled_from_noise:.0%}"
                 f" | {result.recalled_from_half:.0%}"
-                f" | {result.num_memories} ({result.num_stable} stable)"
+                f" | {result.num_memories}"
                 f" | {result.creative:.0%} | {result.distance:.3f} |",
                 flush=True,
             )

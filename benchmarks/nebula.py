@@ -1,8 +1,8 @@
 """Memories of all training images as sigma grows (NEBULA): `python -m benchmarks.nebula`.
 
 For each sigma there is an energy of the training images: energy_<sigma>.safetensors of the folder
---energies, where `benchmarks.denoising` kept one, or else a new one. The gradient flow starts from
-the first training images. Printed are
+--energies, where `benchmarks.denoising` kept it, or without that folder a new one. The gradient
+flow starts from the first training images. Printed are
 
     memories   the attractors, how many of them are stable, and what did not come to rest
     largest    the largest basin's share of the cues
@@ -24,9 +24,10 @@ from benchmarks.images import load_images, parser, train_energy, write_picture
 
 
 def energy_at(sigma: float, images: np.ndarray, folder: Path | None, num_steps: int):
-    """The energy at sigma, loaded where the folder has it."""
-    path = folder and folder / f"energy_{sigma}.safetensors"
-    return neb.load(path) if path and path.exists() else train_energy(images, sigma, num_steps)
+    """The energy at sigma: that of the folder, or a new one where there is no folder."""
+    if folder is None:
+        return train_energy(images, sigma, num_steps)
+    return neb.load(folder / f"energy_{sigma}.safetensors")
 
 
 def main() -> None:

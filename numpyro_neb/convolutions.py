@@ -52,6 +52,11 @@ def as_matrix_products(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return converted
 
 
+def for_compiled_loops(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`as_matrix_products(fn)` where JAX's default backend is the CPU, `fn` itself elsewhere."""
+    return as_matrix_products(fn) if jax.default_backend() == "cpu" else fn
+
+
 def _has_convolution(jaxpr: Any) -> bool:
     return any(_is_convolution(eqn) or _encloses_convolution(eqn) for eqn in jaxpr.eqns)
 

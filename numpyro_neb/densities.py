@@ -23,7 +23,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
-from numpyro_neb.convolutions import as_matrix_products
+from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.energies import AbstractEnergy, initial_position
 
@@ -166,10 +166,7 @@ class ModelDensity:
         for site in self._sites:
             density = _smoothed(sites[site.name]["fn"])
             if density is not None:
-                jump = density.denoise
-                # Inside NumPyro's loop, where XLA:CPU is slow on convolutions: see `Target`.
-                if jax.default_backend() == "cpu":
-                    jump = as_matrix_products(jump)
+                jump = for_compiled_loops(density.denoise)  # NumPyro's
                 draw[f"{site.name}_jump"] = jump(draw[site.name])
         return draw | {k: v["value"] for k, v in sites.items() if v["type"] == "deterministic"}
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from math import sqrt
-from typing import NamedTuple
+from operator import index
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -45,9 +46,9 @@ class SphereOverlaps(NamedTuple):
         return (
             f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
             f" each example by itself. At the median, {self.median:.3g}, half of the pairs overlap;"
-            f" from sigma_c = {self.max:.3g} on all do, and the density joins them. Take a sigma"
-            f" from {self.median:.2g} to {self.max:.2g} to walk between examples and jump back to"
-            f" sharp ones; smaller to denoise or recall details, larger to mix faster. Above"
+            f" from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix. Take a"
+            f" sigma from {self.median:.2g} to {self.max:.2g} to walk between examples and jump"
+            " back to sharp ones; smaller to denoise or recall details, larger to mix faster. Above"
             f" {2 * self.max:.2g} each i-sphere contains all examples, and details are lost."
         )
 
@@ -202,7 +203,7 @@ def overlap_regimes(
     return OverlapRegimes(apart / total, (total - apart - contained) / total, contained / total)
 
 
-def sphere_shell(dim: int, sigma: float) -> SphereShell:
+def sphere_shell(dim: SupportsIndex, sigma: float) -> SphereShell:
     """The radius and the width of the shell on which Y lies about X: a chi distribution's moments.
 
     Args:
@@ -224,11 +225,16 @@ def sphere_shell(dim: int, sigma: float) -> SphereShell:
         >>> print(f"{shell.radius:.2f} +- {shell.width:.2f}")
         8.40 +- 0.21
     """
-    if not isinstance(dim, int) or dim < 1:
+    if not hasattr(dim, "__index__") or index(dim) < 1:
         raise ValueError(f"dim must be a positive int, got {dim!r}")
-    sigma = _positive("sigma", sigma)
-    mean = sqrt(2) * np.exp(gammaln((dim + 1) / 2) - gammaln(dim / 2))
-    return SphereShell(float(sigma * mean), float(sigma * np.sqrt(dim - mean**2)))
+    sigma, d = _positive("sigma", sigma), float(index(dim))
+    if d < 1000:
+        mean = sqrt(2) * np.exp(gammaln((d + 1) / 2) - gammaln(d / 2))
+        variance = d - mean**2
+    else:  # the difference would lose its digits; Stirling's series has them
+        variance = 1 / 2 - 1 / (8 * d) - 1 / (16 * d**2)
+        mean = sqrt(d - variance)
+    return SphereShell(float(sigma * mean), float(sigma * sqrt(variance)))
 
 
 # A histogram's bins: a multiple of 200.
@@ -253,11 +259,12 @@ def _overlaps(x: np.ndarray, progress_bar: bool) -> Iterator[np.ndarray]:
 
 def _distances(a, b):
     """Distances by one matrix product; those that it can't tell from zero, one by one."""
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    doubtful = squares < 1e-9 * squares.max()
-    if doubtful.any():
-        rows, columns = np.nonzero(doubtful)
-        squares[rows, columns] = ((a[rows] - b[columns]) ** 2).sum(1)
+    norms = (a**2).sum(1)[:, None] + (b**2).sum(1)
+    squares = norms - 2 * a @ b.T
+    rows, columns = np.nonzero(squares < 1e-9 * norms)
+    for start in range(0, len(rows), _BLOCK):
+        i, j = rows[start : start + _BLOCK], columns[start : start + _BLOCK]
+        squares[i, j] = ((a[i] - b[j]) ** 2).sum(1)
     return np.sqrt(squares)
 
 

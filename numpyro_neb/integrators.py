@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb.convolutions import as_matrix_products
+from numpyro_neb.convolutions import for_compiled_loops
 
 
 class Target(NamedTuple):
@@ -33,11 +33,7 @@ class Target(NamedTuple):
 
     def __call__(self, y: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, "..."]]:
         """The potential at y and its gradient, never cut."""
-        potential = self.potential
-        # XLA:CPU runs a convolution about ten times slower inside a compiled loop than outside.
-        if jax.default_backend() == "cpu":
-            potential = as_matrix_products(potential)
-        return jax.value_and_grad(potential)(y)
+        return jax.value_and_grad(for_compiled_loops(self.potential))(y)
 
     def force(self, gradient: Float[Array, "..."]) -> Float[Array, "..."]:
         """What moves the walk: the gradient per unit of length, cut to `max_score`."""

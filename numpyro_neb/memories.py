@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_neb.batching import batch_shape_of, in_chunks
-from numpyro_neb.convolutions import as_matrix_products
+from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.empirical_bayes import posterior_components
 from numpyro_neb.energies import AbstractEnergy, check_energy
 
@@ -24,11 +25,14 @@ class Memories(NamedTuple):
         attractors: Where the flow comes to rest, of shape (*batch, *event_shape).
         energies: phi there, of shape (*batch): relative to one another only.
         converged: Whether it came to rest, of shape (*batch).
-        stable: Whether it is a memory: at rest, and no direction leads down, of shape (*batch).
+        stable: Whether it is a memory: at rest, and the way up in every direction, of shape
+            (*batch): the smallest curvature is above the tolerance. A saddle is not, nor is a
+            valley with a flat bottom.
         num_steps: Steps taken, of shape (*batch).
-        times: The time that it took, in the data's units squared, of shape (*batch).
+        times: The time that it took, in units of sigma^2, of shape (*batch).
         curvatures: The smallest eigenvalue of the energy's Hessian in units of 1/sigma^2, of shape
-            (*batch): between 0 and 1 at a memory of the true energy.
+            (*batch): between 0 and 1 at a memory of the true energy; NaN where the flow left the
+            finite numbers.
     """
 
     attractors: Float[Array, "..."]
@@ -53,7 +57,9 @@ def recall(
     r"""Follows dy/dt = -grad phi(y) from each cue to the memory in whose basin it lies.
 
     At a memory y* grad phi(y*) = 0 and Hess phi(y*) > 0, so that x_hat(y*) = y*: the jump leaves it
-    where it is. The flow ends where norm(grad phi) < tolerance / sigma.
+    where it is. The flow ends where norm(grad phi) < tolerance / sigma; where it ends on a saddle,
+    or where the smallest curvature k, in units of 1/sigma^2, is below 40 tolerance, it goes on to a
+    gradient 40 times smaller: what is left of the way, tolerance sigma / k, is small as well.
 
     Args:
         energy: The energy phi.
@@ -61,7 +67,8 @@ def recall(
         flow: "gradient", the flow itself, by Tsitouras' 5(4) method with adaptive steps (diffrax);
             or "jump", y <- x_hat(y), which is its Euler step of sigma^2: it ends in attractors of
             the same kind, and often but not always in the same one.
-        tolerance: The norm of the energy's gradient at rest, in units of 1/sigma.
+        tolerance: The norm of the energy's gradient at rest, in units of 1/sigma, and the smallest
+            curvature of a memory, in units of 1/sigma^2.
         max_steps: Steps at most; what has not come to rest by then is not `converged`.
         chunk_size: How many cues are followed side by side.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
@@ -91,22 +98,66 @@ def recall(
         raise ValueError(f"flow must be one of {sorted(_FLOWS)}, got {flow!r}")
     batch = batch_shape_of(y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
-    settle = partial(_FLOWS[flow], energy, tolerance=tolerance, max_steps=max_steps)
-    found = in_chunks(settle, (flat,), chunk_size, progress_bar)
-    attractors, energies, converged, num_steps, times = found
-    spread = posterior_components(energy, attractors, 1, progress_bar=progress_bar).variances[:, 0]
-    curvatures = 1 - spread / energy.sigma**2
-    out = (attractors, energies, converged, converged & (curvatures > 0), num_steps, times)
-    return Memories(*(a.reshape(*batch, *a.shape[1:]) for a in (*out, curvatures)))
+    run = partial(_FLOWS[flow], energy, max_steps=max_steps)
+
+    def settle(start, tolerances):
+        found: Any = in_chunks(run, (start, tolerances), chunk_size, progress_bar)
+        return _Settled(*found, curvatures=_curvatures(energy, found[0], progress_bar))
+
+    tolerances = jnp.full(len(flat), tolerance, flat.dtype)
+    found = settle(flat, tolerances)
+    unsure = found.converged & (found.curvatures < _FINER * tolerance)
+    if isinstance(unsure, Tracer) or np.any(unsure):
+        further = settle(found.ends, jnp.where(unsure, tolerances / _FINER, tolerances))
+        found = _chosen(unsure & jnp.isfinite(further.curvatures), further, found)
+    stable = found.converged & (found.curvatures > tolerance)
+    out = (*found[:3], stable, *found[3:])
+    return Memories(*(a.reshape(*batch, *a.shape[1:]) for a in out))
+
+
+class _Settled(NamedTuple):
+    ends: Float[Array, "..."]
+    energies: Float[Array, " n"]
+    converged: Bool[Array, " n"]
+    num_steps: Int[Array, " n"]
+    times: Float[Array, " n"]
+    curvatures: Float[Array, " n"]
+
+
+def _chosen(which, further, found):
+    """Where the flow has gone on, where it is now; at rest is what came to rest at first."""
+
+    def choose(new, old):
+        return jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, further, found)._replace(
+        converged=found.converged,
+        num_steps=found.num_steps + choose(further.num_steps, 0),
+        times=found.times + choose(further.times, 0),
+    )
+
+
+# How much finer than the tolerance the flow is followed in flat valleys and off saddles.
+_FINER = 40
+
+
+def _curvatures(energy, ends, progress_bar):
+    """The smallest eigenvalue of sigma^2 times the Hessian, NaN where y is not finite."""
+    finite = jnp.all(jnp.isfinite(ends), axis=tuple(range(1, ends.ndim)))
+    safe = jnp.where(finite.reshape(-1, *[1] * (ends.ndim - 1)), ends, 0)
+    found = posterior_components(energy, safe, 1, progress_bar=progress_bar)
+    # A Ritz value's error is about its residual's square, and always this way.
+    largest = found.variances[:, 0] * (1 + found.residuals[:, 0] ** 2)
+    return jnp.where(finite, 1 - largest / energy.sigma**2, jnp.nan)
 
 
 class FoundMemories(NamedTuple):
-    """The memories that `find_memories` tells apart, by falling number of cues.
+    """The places at rest that `find_memories` tells apart, by falling number of cues.
 
     Attributes:
         attractors: One of each, of shape (m, *event_shape).
         energies: phi there, of shape (m,).
-        stable: Whether each is a memory, and not a saddle, of shape (m,).
+        stable: Whether each is a memory, and not a saddle or a flat valley, of shape (m,).
         counts: How many of the cues lie in its basin, of shape (m,).
         basins: The memory of each cue, its index, or -1 where the flow did not come to rest, of
             shape (n,).
@@ -120,7 +171,9 @@ class FoundMemories(NamedTuple):
 
     def __str__(self) -> str:
         lost = int(np.sum(self.basins < 0))
-        text = f"{len(self.counts)} memories of {len(self.basins)} cues"
+        saddles = len(self.counts) - int(np.sum(self.stable))
+        text = f"{len(self.counts) - saddles} memories of {len(self.basins)} cues"
+        text += f", {saddles} more places at rest that are not stable" if saddles else ""
         text += f", {lost} of which did not come to rest" if lost else ""
         if not len(self.counts):
             return text
@@ -185,18 +238,21 @@ def find_memories(
     points = found.attractors.reshape(len(labels), int(np.prod(energy.event_shape)))[rest]
     if len(rest) > 1:
         from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.spatial.distance import pdist
 
-        tree = linkage(points, "single")
+        tree = linkage(pdist(points), "single")
         reach = merge_distance * float(energy.sigma)
         labels[rest] = fcluster(tree, reach, "distance") - 1
     elif len(rest) == 1:
         labels[rest] = 0
-    names, first, counts = np.unique(labels[rest], return_index=True, return_counts=True)
+    names, counts = np.unique(labels[rest], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     rank = np.empty(len(names), int)
     rank[order] = np.arange(len(names))
     labels[rest] = rank[np.searchsorted(names, labels[rest])]
-    chosen = rest[first[order]]
+    # Of each the lowest stands for all.
+    lowest = rest[np.argsort(found.energies[rest], kind="stable")]
+    chosen = lowest[np.unique(labels[lowest], return_index=True)[1]]
     one_of_each = (found.attractors[chosen], found.energies[chosen], found.stable[chosen])
     return FoundMemories(*one_of_each, counts[order], labels)
 
@@ -205,6 +261,8 @@ def follow(
     energy: AbstractEnergy,
     y: Cues,
     times: Float[Array, " t"] | Float[np.ndarray, " t"],
+    *,
+    max_steps: int = 4096,
 ) -> Float[Array, "..."]:
     r"""The path of dy/dt = -grad phi(y) from each cue, for pictures.
 
@@ -213,6 +271,7 @@ def follow(
         y: Cues, of shape (*batch, *event_shape).
         times: When to look, rising and not negative, in units of sigma^2: one of them is a step of
             the jump.
+        max_steps: Steps of the solver at most.
 
     Returns:
         The places, of shape (*batch, t, *event_shape).
@@ -220,6 +279,7 @@ def follow(
     Raises:
         TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
         ValueError: If y is of another shape or not finite, or times are not as said.
+        FloatingPointError: If a path was not followed to its end.
 
     Reference:
         NEB section 5.
@@ -231,24 +291,38 @@ def follow(
         >>> jnp.allclose(path[:, 0], jnp.exp(jnp.array([0.0, -1.0])), atol=1e-4)
         Array(True, dtype=bool)
     """
-    y = jnp.asarray(_checked(energy, y, 1.0, 1, 1))
+    y = _checked(energy, y, 1.0, max_steps, 1)
     times = np.asarray(times)
-    if times.ndim != 1 or len(times) == 0 or times[0] < 0 or not np.all(np.diff(times) > 0):
-        raise ValueError(f"times must be rising and not negative, got {times}")
+    rising = times.ndim == 1 and len(times) > 0 and times[0] >= 0 and np.all(np.diff(times) > 0)
+    if not rising or not np.all(np.isfinite(times)):
+        raise ValueError(f"times must be finite, rising and not negative, got {times}")
     batch = batch_shape_of(y, energy.event_shape)
-    paths: Any = _paths(energy, y.reshape(-1, *energy.event_shape), jnp.asarray(times, y.dtype))
+    flat = y.reshape(-1, *energy.event_shape)
+    paths: Any = _paths(energy, flat, jnp.asarray(times, y.dtype), max_steps)
+    if not np.all(np.isfinite(paths)):
+        raise FloatingPointError(
+            f"a path was not followed to its end in max_steps = {max_steps} steps, or left the"
+            f" finite numbers before time {times[-1]}"
+        )
     return paths.reshape(*batch, *paths.shape[1:])
 
 
-def _solution(energy, y, end, **settings):
-    """The flow in units of sigma^2, in which its field is x_hat(y) - y."""
+def _flow_of(energy):
+    """The flow in units of sigma^2: x_hat(y) - y, without the rounding of y."""
+    score = for_compiled_loops(energy.score)
+    return lambda y: energy.sigma**2 * score(y)
+
+
+def _solution(energy, y, end, tolerance, **settings):
     import diffrax
 
-    jump = as_matrix_products(energy.denoise)
-    # Far below sigma, so that the end of the path is the attractor's and not the solver's.
-    controller = diffrax.PIDController(rtol=1e-5, atol=1e-5 * energy.sigma)
+    flow = _flow_of(energy)
+    # The norm of a step's error is below a tenth of the flow's at rest, or the rounding's, so that
+    # the end of the path is the attractor's and not the solver's.
+    atol = 0.1 * tolerance * energy.sigma / max(1, y.size) ** 0.5
+    controller = diffrax.PIDController(rtol=4 * float(jnp.finfo(y.dtype).eps), atol=atol)
     return diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda _t, y, _: jump(y) - y),
+        diffrax.ODETerm(lambda _t, y, _: flow(y)),
         diffrax.Tsit5(),
         0.0,
         end,
@@ -261,62 +335,65 @@ def _solution(energy, y, end, **settings):
 
 
 @eqx.filter_jit
-def _paths(energy, y, times):
+def _paths(energy, y, times, max_steps):
     import diffrax
 
-    saveat = diffrax.SaveAt(ts=times)
-    return jax.vmap(lambda y: _solution(energy, y, times[-1], saveat=saveat).ys)(y)
+    settings = {"saveat": diffrax.SaveAt(ts=times), "max_steps": max_steps}
+    return jax.vmap(lambda y: _solution(energy, y, times[-1], 1e-3, **settings).ys)(y)
 
 
 @eqx.filter_jit
-def _gradient_flow(energy, y, tolerance, max_steps):
+def _gradient_flow(energy, y, tolerances, max_steps):
     import diffrax
 
-    jump = as_matrix_products(energy.denoise)
+    flow = _flow_of(energy)
 
-    def at_rest(y):
-        return jnp.linalg.norm(jump(y) - y) < tolerance * energy.sigma
-
-    def one(y):
+    def one(y, tolerance):
+        at_rest = lambda y: jnp.linalg.norm(flow(y)) < tolerance * energy.sigma  # noqa: E731
         event = diffrax.Event(lambda _t, y, _, **_settings: at_rest(y))
-        solution: Any = _solution(energy, y, jnp.inf, event=event, max_steps=max_steps)
-        end, time = solution.ys[0], solution.ts[0] * energy.sigma**2
-        return end, energy(end), at_rest(end), solution.stats["num_steps"], time
+        settings = {"event": event, "max_steps": max_steps}
+        solution: Any = _solution(energy, y, jnp.inf, tolerance, **settings)
+        end = solution.ys[0]
+        return end, energy(end), at_rest(end), solution.stats["num_steps"], solution.ts[0]
 
-    return jax.vmap(one)(y)
+    return jax.vmap(one)(y, tolerances)
 
 
 @eqx.filter_jit
-def _jumps(energy, y, tolerance, max_steps):
-    jump = as_matrix_products(energy.denoise)
+def _jumps(energy, y, tolerances, max_steps):
+    flow = _flow_of(energy)
 
-    def one(y):
-        def moves(state):
-            y, x, steps = state
-            return (jnp.linalg.norm(x - y) >= tolerance * energy.sigma) & (steps < max_steps)
+    def one(y, tolerance):
+        moving = lambda move: jnp.linalg.norm(move) >= tolerance * energy.sigma  # noqa: E731
 
-        step = lambda state: (state[1], jump(state[1]), state[2] + 1)  # noqa: E731
-        end, x, steps = jax.lax.while_loop(moves, step, (y, jump(y), 0))
-        converged = jnp.linalg.norm(x - end) < tolerance * energy.sigma
-        return end, energy(end), converged, steps, steps * energy.sigma**2
+        def jump(state):
+            y, move, steps = state
+            return y + move, flow(y + move), steps + 1
 
-    return jax.vmap(one)(y)
+        goes_on = lambda state: moving(state[1]) & (state[2] < max_steps)  # noqa: E731
+        end, move, steps = jax.lax.while_loop(goes_on, jump, (y, flow(y), jnp.array(0)))
+        converged = jnp.linalg.norm(move) < tolerance * energy.sigma
+        return end, energy(end), converged, steps, steps.astype(y.dtype)
+
+    return jax.vmap(one)(y, tolerances)
 
 
 _FLOWS = {"gradient": _gradient_flow, "jump": _jumps}
 
 
 def _checked(energy, y, tolerance, *counts):
+    """The cues, in the dtype in which the energy answers."""
     check_energy(energy)
     y = y if isinstance(y, jax.Array) else np.asarray(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must hold floats, got {y.dtype}")
     batch_shape_of(y, energy.event_shape)
-    if not np.all(np.isfinite(y)):
+    if not isinstance(y, Tracer) and not np.all(np.isfinite(y)):
         raise ValueError("y must be finite, got NaN or infinity")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     for name, count in zip(("max_steps", "chunk_size"), counts, strict=True):
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a positive int, got {count!r}")
-    return y
+    y = jnp.asarray(y)
+    return y.astype(jnp.result_type(y, energy.sigma))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
 from numpyro_neb.batching import batch_shape_of
-from numpyro_neb.convolutions import as_matrix_products
+from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.energies import AbstractEnergy, positive
 from numpyro_neb.mixtures import MixtureEnergy
 
@@ -317,7 +317,7 @@ def covariance_product(
             return total.reshape(v.shape)
 
         return product
-    _, jacobian = jax.linearize(as_matrix_products(energy.denoise), y)
+    _, jacobian = jax.linearize(for_compiled_loops(energy.denoise), y)
     return lambda v: energy.sigma**2 * jacobian(v)
 
 

@@ -81,7 +81,7 @@ def test_overlaps_of_mnist():
 
 
 def test_the_noise_lies_on_a_shell():
-    for dim in (1, 5, 784):
+    for dim in (1, 5, 784, 999, 1000, np.int64(3000)):
         shell = geometry.sphere_shell(dim, 0.3)
         law = stats.chi(dim, scale=0.3)
         np.testing.assert_allclose(shell, [law.mean(), law.std()], rtol=1e-6)
@@ -102,6 +102,19 @@ def test_noise_expands_a_circle_and_the_jump_brings_it_back():
     expected = np.zeros(y.shape)
     expected[:, :2] = (ive(1, k) / ive(0, k) / radius)[:, None] * y[:, :2]
     np.testing.assert_allclose(jax.vmap(energy.denoise)(y), expected, atol=1e-4)
+
+
+def test_the_shell_in_very_many_dimensions():
+    shell = geometry.sphere_shell(10**9, 1.0)
+    np.testing.assert_allclose(shell, [np.sqrt(10**9 - 0.5), np.sqrt(0.5)], rtol=1e-9)
+
+
+def test_repeated_points_are_told_from_near_ones():
+    x = np.random.default_rng(0).normal(size=(2500, 3))
+    x[1::2] = x[::2] + np.array([1e-9, 0, 0])
+    x[0] += 1e4  # an outlier, beside which all others lie near together
+    found = neb.sphere_overlaps(x)
+    np.testing.assert_allclose(found.min, 1e-9 / (2 * np.sqrt(3)), rtol=1e-3)
 
 
 def test_advice_names_the_figures():

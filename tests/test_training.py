@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -222,6 +225,31 @@ def test_only_the_rows_of_a_minibatch_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(np.memmap, "__getitem__", keep)
     fit(data=np.load(tmp_path / "data.npy", mmap_mode="r"), num_steps=5)
     assert read == [32] * 5
+
+
+LARGE = """
+import resource, sys
+import jax, numpy as np
+import numpyro_neb as neb
+
+data = np.load(sys.argv[1], mmap_mode="r")
+mlp = neb.networks.MLP((1024,), width_size=8, depth=1, key=jax.random.key(0))
+settings = {"key": jax.random.key(1), "num_steps": 50, "batch_size": 32, "progress_bar": False}
+neb.fit(neb.ResidualEnergy(mlp, 0.5, (1024,)), data[:100], **settings)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+neb.fit(neb.ResidualEnergy(mlp, 0.5, (1024,)), data, **settings)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_data_larger_than_what_it_takes_of_memory(tmp_path):
+    """Of 4 GiB on disk (a sparse file), 50 steps of 32 rows of 4 KiB are read: 6.25 MiB."""
+    shape = (2**20, 1024)
+    np.lib.format.open_memmap(tmp_path / "data.npy", "w+", np.float32, shape)
+    run = [sys.executable, "-c", LARGE, str(tmp_path / "data.npy")]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 300  # MiB: the pages around those rows, and a second compilation
 
 
 def test_batches_of_an_iterable():
