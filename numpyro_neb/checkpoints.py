@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from numpyro_neb.files import check_no_links, check_sums, write_sums
+
 _FORMAT = "numpyro_neb training"
 _VERSION = 1
 _KEPT = 2
@@ -28,7 +30,7 @@ class Checkpoints:
 
     Raises:
         TypeError: If `every` is neither an int nor a `datetime.timedelta`.
-        ValueError: If `every` is not positive, or the folder is a file.
+        ValueError: If `every` is not positive, or the folder is a file or holds symbolic links.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Checkpoints:
         self.folder, self.every = Path(folder).absolute(), every
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"checkpoint_dir must be a folder, got the file {folder}")
+        check_no_links(self.folder)
         self.arguments = arguments
         self._ocp = ocp
         options = ocp.CheckpointManagerOptions(
@@ -73,6 +76,8 @@ class Checkpoints:
         header["sha256"] = _digest_of_header(header)
         saved = {"header": args.JsonSave(header), "state": args.StandardSave(leaves)}
         self._manager.save(done, args=args.Composite(**saved))
+        if jax.process_index() == 0:
+            write_sums(self.folder / str(done))
 
     def newest(self, state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """The steps done, the state and the progress of the newest checkpoint, if there is one.
@@ -88,6 +93,8 @@ class Checkpoints:
             return None
         args, path = self._ocp.args, self.folder / str(done)
         try:
+            # orbax given a damaged file leaves tasks behind that fail later and say so.
+            check_sums(path)
             found = self._manager.restore(done, args=args.Composite(header=args.JsonRestore()))
             header = found["header"]
             if header.pop("sha256") != _digest_of_header(header):
@@ -101,7 +108,7 @@ class Checkpoints:
         except _RefusedError as error:
             raise ValueError(str(error)) from None
         except Exception as error:  # orbax and tensorstore raise of every kind
-            raise ValueError(str(_damaged(path, f"{type(error).__name__}: {error}"))) from error
+            raise ValueError(str(_damaged(path, error))) from error
         return done, jax.tree.unflatten(jax.tree.structure(state), leaves), header["progress"]
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from numpyro.infer import MCMC
 import numpyro_neb as neb
 from numpyro_neb.energies import trainable
 from numpyro_neb.minibatches import check_shape
-from numpyro_neb.serialization import write_whole
+from numpyro_neb.files import write_whole
 
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
 _TRAIN = """\

@@ -28,6 +28,7 @@ from numpyro_neb.energies import (
     ResidualEnergy,
     check_energy,
 )
+from numpyro_neb.files import write_whole
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.networks import MLP, ConvNet, UNet
 
@@ -249,19 +250,6 @@ def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary one beside it, which is then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _named_arrays(energy) -> dict[str, Any]:

@@ -17,7 +17,8 @@ ARROWS = {
     "networks": {"flax_modules"},
     "flax_modules": {"activations", "energies"},
     "training": {"energies", "objectives", "checkpoints", "minibatches"},
-    "checkpoints": set(),
+    "files": set(),
+    "checkpoints": {"files"},
     "minibatches": set(),
     "convolutions": set(),
     "integrators": {"energies", "convolutions"},
@@ -40,9 +41,9 @@ ARROWS = {
     "diagnostics": {"kernels", "normal_means"},
     "plots": {"energies", "geometry", "memories"},
     "priors": {"batching", "energies", "distributions"},
-    "serialization": {"activations", "energies", "mixtures", "networks"},
+    "serialization": {"activations", "files", "energies", "mixtures", "networks"},
     # A user of the package, as the demo is.
-    "commands": {"", "energies", "minibatches", "serialization"},
+    "commands": {"", "energies", "files", "minibatches"},
 }
 ROOMS = [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
 

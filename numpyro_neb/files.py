@@ -1,0 +1,63 @@
+"""Files that are whole or not there, and folders whose contents can be told from damaged ones."""
+
+import hashlib
+import os
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary one beside it, which is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the SHA-256 of each file of a folder to its SHA256SUMS, as `sha256sum` reads it."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(_digests(folder).items())]
+    write_whole(folder / SUMS, "".join(lines).encode())
+
+
+def check_sums(folder: Path) -> None:
+    """Raises a ValueError that names a file which is not as SHA256SUMS has it.
+
+    A folder without one passes: the process was killed before it was written.
+    """
+    if not (folder / SUMS).exists():
+        return
+    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = _digests(folder)
+    for name in sorted(stated.keys() | found.keys()):
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if name not in stated:
+            raise ValueError(f"{name} is not among its {SUMS}")
+        if found[name] != stated[name]:
+            raise ValueError(f"the checksum of {name} does not fit")
+
+
+def check_no_links(folder: Path) -> None:
+    """Raises a ValueError where something in a folder is a symbolic link, and leads elsewhere."""
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place, name) for name in folders + names):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a symbolic link, which no checkpoint holds")
+
+
+def _digests(folder):
+    digests = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path != folder / SUMS:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = digest
+    return digests
