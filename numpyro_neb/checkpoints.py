@@ -106,8 +106,11 @@ class Checkpoints:
             if header.pop("sha256") != _digest_of_header(header):
                 raise _damaged(path, "the checksum of its header does not fit")
             self._check_header(header, path)
-            described = lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies)  # noqa: E731
-            abstract = [described(x, self.devices.everywhere) for x in jax.tree.leaves(state)]
+            # Where the arrays are to lie: the devices that wrote them may be gone.
+            abstract = [
+                jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                for x in jax.tree.leaves(state)
+            ]
             restore = args.Composite(state=args.StandardRestore(abstract))
             leaves = self._manager.restore(done, args=restore)["state"]
             if digest(leaves) != header["arrays"]:

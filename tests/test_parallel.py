@@ -108,7 +108,7 @@ def test_one_all_reduce_is_all_that_is_communicated(monkeypatch):
     kinds = "all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter"
     found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", programs[0])
     assert [kind for _, kind in found] == ["all-reduce"]
-    shapes = [shape for shape in re.findall(r"f32\[([\d,]*)\]", found[0][0])]
+    shapes = re.findall(r"f32\[([\d,]*)\]", found[0][0])
     sent = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
     size = sum(x.size for x in jax.tree.leaves(eqx.filter(energy().network, eqx.is_array)))
     assert size < sent <= 2 * size + 1
@@ -161,7 +161,7 @@ def test_an_axis_that_the_mesh_has_not():
 
 def joined(rank, port):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, heartbeat_timeout_seconds=10)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, heartbeat_timeout_seconds=5)
     return over("batch", devices=jax.devices())
 
 
@@ -222,7 +222,7 @@ def sampler():
     return MCMC(neb.WalkJumpKernel(energy(), num_steps=2), progress_bar=False, **settings)
 
 
-LONG = {"num_steps": 3000, "validation_data": DATA[:20]}
+LONG = {"num_steps": 600, "validation_data": DATA[:20]}
 
 
 def long(rank, port, folder):
@@ -293,20 +293,25 @@ def test_chains_of_two_processes(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / f"draws{rank}.npy"), expected, **CLOSE)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    both("long", folder)
+    return np.load(folder / "losses0.npy")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_process_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
-    both("long", tmp_path)
-    whole = np.load(tmp_path / "losses0.npy")
-    (tmp_path / "run").rename(tmp_path / "whole")
+def test_a_dead_process_ends_the_other_and_a_restart_goes_on(tmp_path, victim, undisturbed):
     processes = pair("long", tmp_path)
+    lines = (line for line in processes[0].stdout if line == "going\n")
     for _ in range(3):
-        assert processes[0].stdout.readline() == "going\n"
+        next(lines)
     processes[victim].kill()
     killed = time.monotonic()
     survivor = processes[1 - victim]
     _, said = survivor.communicate(timeout=60)
-    assert time.monotonic() - killed < 30  # the heartbeat's ten seconds, and a busy machine
+    assert time.monotonic() - killed < 30  # the heartbeat's five seconds, and a busy machine
     processes[victim].communicate()
     assert processes[victim].returncode == -signal.SIGKILL
     assert survivor.returncode != 0
@@ -318,7 +323,7 @@ def test_a_dead_process_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
     assert max(int(path.name) for path in (tmp_path / "run").iterdir() if path.name.isdigit()) > 0
     both("long", tmp_path)
     for rank in (0, 1):
-        np.testing.assert_array_equal(np.load(tmp_path / f"losses{rank}.npy"), whole)
+        np.testing.assert_array_equal(np.load(tmp_path / f"losses{rank}.npy"), undisturbed)
 
 
 if __name__ == "__main__":
