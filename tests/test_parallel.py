@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import equinox as eqx
 import jax
@@ -228,7 +229,8 @@ LONG = {"num_steps": 600, "validation_data": DATA[:20]}
 def long(rank, port, folder):
     sharding = joined(rank, port)
     say = lambda *_: print("going", flush=True)  # noqa: E731
-    kept = {"checkpoint_dir": folder / "run", "checkpoint_every": 50, "callback": say}
+    often = timedelta(microseconds=1)  # each time that the processes look at the clock
+    kept = {"checkpoint_dir": folder / "run", "checkpoint_every": often, "callback": say}
     result = fit(**LONG, **kept, sharding=sharding)
     np.save(folder / f"losses{rank}.npy", result.losses)
 
@@ -305,7 +307,7 @@ def undisturbed(tmp_path_factory):
 def test_a_dead_process_ends_the_other_and_a_restart_goes_on(tmp_path, victim, undisturbed):
     processes = pair("long", tmp_path)
     lines = (line for line in processes[0].stdout if line == "going\n")
-    for _ in range(3):
+    for _ in range(6):  # at 30, 60, 90, 100 (and a checkpoint), 120 and 150 steps
         next(lines)
     processes[victim].kill()
     killed = time.monotonic()
