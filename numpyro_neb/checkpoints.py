@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
+from numpyro_neb.devices import Devices, digest
 from numpyro_neb.files import check_no_links, check_sums, write_sums
 
 _FORMAT = "numpyro_neb training"
@@ -27,6 +27,8 @@ class Checkpoints:
         every: Steps, or time, between two of them.
         arguments: What the training was called with, as JSON: another training's checkpoints are
             refused.
+        devices: Where the training runs. Several processes write one checkpoint together, and
+            call the methods together.
 
     Raises:
         TypeError: If `every` is neither an int nor a `datetime.timedelta`.
@@ -34,7 +36,11 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, every: int | timedelta, arguments: dict[str, Any]
+        self,
+        folder: str | os.PathLike,
+        every: int | timedelta,
+        arguments: dict[str, Any],
+        devices: Devices,
     ):
         import orbax.checkpoint as ocp
 
@@ -46,7 +52,7 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"checkpoint_dir must be a folder, got the file {folder}")
         check_no_links(self.folder)
-        self.arguments = arguments
+        self.arguments, self.devices = arguments, devices
         self._ocp = ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=_KEPT, enable_async_checkpointing=False, create=True
@@ -58,7 +64,11 @@ class Checkpoints:
         """Whether a checkpoint is to be written after so many steps."""
         if isinstance(self.every, int):
             return done % self.every == 0
-        return time.monotonic() - self._last_time >= self.every.total_seconds()
+        over = time.monotonic() - self._last_time >= self.every.total_seconds()
+        if self.devices.several_processes:
+            # Clocks differ, and to ask each other at every step would cost one.
+            return done % 100 == 0 and self.devices.decided(over)
+        return over
 
     def save(self, done: int, state: PyTree, progress: dict[str, Any]) -> None:
         """Writes the state after `done` steps, unless that is there already."""
@@ -89,6 +99,8 @@ class Checkpoints:
             ValueError: If it is damaged, of another training, or of a newer format.
         """
         done = self._manager.latest_step()
+        shared = "newest checkpoint in checkpoint_dir (a folder that all of them see)"
+        self.devices.check_agreement({shared: done})
         if done is None:
             return None
         args, path = self._ocp.args, self.folder / str(done)
@@ -100,7 +112,11 @@ class Checkpoints:
             if header.pop("sha256") != _digest_of_header(header):
                 raise _damaged(path, "the checksum of its header does not fit")
             self._check_header(header, path)
-            abstract = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+            # Where the arrays are to lie: the devices that wrote them may be gone.
+            abstract = [
+                jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                for x in jax.tree.leaves(state)
+            ]
             restore = args.Composite(state=args.StandardRestore(abstract))
             leaves = self._manager.restore(done, args=restore)["state"]
             if digest(leaves) != header["arrays"]:
@@ -156,11 +172,3 @@ def describe(tree: PyTree) -> list[str]:
 
 def _digest_of_header(header):
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def digest(tree: PyTree) -> str:
-    """The SHA-256 of the arrays of a pytree."""
-    sha256 = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        sha256.update(np.asarray(leaf).tobytes())
-    return sha256.hexdigest()

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from numpyro_neb.devices import Devices, digest
+
 
 class Minibatches(NamedTuple):
     """A source of minibatches.
@@ -18,11 +20,13 @@ class Minibatches(NamedTuple):
         pick: The minibatch of one step, from what it is given and a key of its own, in compiled
             code.
         description: What it is, for the messages of checkpoints.
+        digest: The SHA-256 of an array in memory; None for what each process reads a part of.
     """
 
     feed: Callable[[int, PRNGKeyArray], Iterator[Any]]
     pick: Callable[[Any, PRNGKeyArray], Array]
     description: str
+    digest: str | None = None
 
 
 def step_keys(key: PRNGKeyArray, i: Any) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -31,17 +35,21 @@ def step_keys(key: PRNGKeyArray, i: Any) -> tuple[PRNGKeyArray, PRNGKeyArray]:
     return key_batch, key_noise
 
 
-def minibatches_of(data: Any, event_shape: tuple[int, ...], batch_size: int | None) -> Minibatches:
+def minibatches_of(
+    data: Any, event_shape: tuple[int, ...], batch_size: int | None, devices: Devices
+) -> Minibatches:
     """The source that `fit`'s data stand for, once it is known that they can.
 
     A memory-mapped array stays on disk, and each step reads its own rows: the same ones as of an
     array in memory.
+    Where there are several processes, each reads the part of its devices, or gives it: an iterable
+    is then of this process's parts of the batches.
     """
     is_array = hasattr(data, "shape") and hasattr(data, "dtype")
     if not is_array and isinstance(data, Iterable) and not isinstance(data, list | tuple):
         if batch_size is not None:
             raise ValueError("batch_size must be left out where data are batches, got both")
-        feed = lambda start, _: _given(data, event_shape, start)  # noqa: E731
+        feed = lambda start, _: _given(data, event_shape, start, devices)  # noqa: E731
         return Minibatches(feed, lambda batch, _: batch, "batches from an iterable")
     if batch_size is None:
         raise ValueError("batch_size must be given where data are an array")
@@ -49,12 +57,13 @@ def minibatches_of(data: Any, event_shape: tuple[int, ...], batch_size: int | No
     if isinstance(data, np.ndarray) and _is_on_disk(data):
         check_shape("data", data, event_shape)
         choose = jax.jit(jax.vmap(lambda key, i: rows(len(data), step_keys(key, i)[0]), (None, 0)))
-        feed = lambda start, key: _read(data, choose, start, key)  # noqa: E731
+        feed = lambda start, key: _read(data, choose, start, key, devices)  # noqa: E731
         return Minibatches(feed, lambda batch, _: batch, f"an array of shape {data.shape}")
     array = checked_array("data", data, event_shape)
-    feed = lambda _, __: itertools.repeat(array)  # noqa: E731
-    pick = lambda array, key: array[rows(len(array), key)]  # noqa: E731
-    return Minibatches(feed, pick, f"an array of shape {array.shape}")
+    feed = lambda _, __: itertools.repeat(devices.replicated(array))  # noqa: E731
+    pick = lambda array, key: devices.split(array[rows(len(array), key)])  # noqa: E731
+    sha256 = digest(array) if devices.several_processes else None
+    return Minibatches(feed, pick, f"an array of shape {array.shape}", sha256)
 
 
 def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
@@ -85,15 +94,15 @@ def _is_on_disk(data):
     return False
 
 
-def _read(data, choose, start, key):
+def _read(data, choose, start, key, devices):
     """Rows of an array on disk; those of so many steps are chosen in one call."""
     block = 256
     for first in itertools.count(start, block):
         for rows in np.asarray(choose(key, jnp.arange(first, first + block))):
-            yield jnp.asarray(np.asarray(data[rows]))
+            yield devices.from_rows(lambda rows: np.asarray(data[rows]), rows)
 
 
-def _given(batches, event_shape, start):
+def _given(batches, event_shape, start, devices):
     """The batches of an iterable, from the beginning again where it ends, if it begins again."""
     count, once = 0, iter(batches) is batches
     while True:
@@ -102,7 +111,7 @@ def _given(batches, event_shape, start):
             if count >= start:
                 array = batch if isinstance(batch, jax.Array) else np.asarray(batch)
                 check_shape("a batch of data", array, event_shape)
-                yield jnp.asarray(array)
+                yield devices.from_parts(array)
             count += 1
         if once or count == before:
             raise ValueError(

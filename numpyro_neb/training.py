@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
-from numpyro_neb.checkpoints import Checkpoints, describe, digest
+from numpyro_neb.checkpoints import Checkpoints, describe
+from numpyro_neb.devices import Devices, devices_of, digest
 from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
 from numpyro_neb.minibatches import checked_array, minibatches_of, step_keys
 from numpyro_neb.objectives import denoising_loss
@@ -57,6 +59,7 @@ def fit(
     ema_decay: float | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=5),
+    sharding: NamedSharding | None = None,
     callback: Callable[[int, dict[str, float]], Any] | None = None,
     progress_bar: bool = True,
 ) -> FitResult:
@@ -70,6 +73,11 @@ def fit(
     With `checkpoint_dir` a training that was killed, at any moment, goes on where its newest
     checkpoint was when the same call is made again, with the losses and the energy that it would
     have had, bit for bit on the same machine.
+
+    With `sharding` each device takes its part of the minibatch, and XLA adds the sum of the
+    gradients over the devices; minibatch and noise are those of one device, so that the result is
+    too, within float tolerance. Under `jax.distributed` every process makes the same call, with
+    the same arguments, and gets the same result: see docs/devices.md.
 
     Args:
         energy: The energy to begin from, or a `ConditionalEnergy`.
@@ -97,6 +105,13 @@ def fit(
             objective are not compared: give the same.
         checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints. The last two
             are kept, and one is written at the end.
+        sharding: That of the minibatch, along its first axis, as in
+            `NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch"))`; parameters,
+            optimiser and an array in memory have a copy on each device. By default all is on the
+            default device. With several processes each reads its own rows of a memory-mapped array;
+            an iterable gives this process's part of each batch, all parts of one size; the first
+            process alone shows the bar and calls `callback`; and checkpoint_dir is a folder that
+            all of them see. A checkpoint goes on with any number of devices.
         callback: Called with the steps done and a dict of "loss", the mean since the last call,
             and "validation_loss" where there is one, every 100 steps and at each validation.
         progress_bar: Whether to show a tqdm bar with the newest losses.
@@ -109,7 +124,11 @@ def fit(
             an int nor a timedelta.
         ValueError: If data is empty, not finite or of another event shape, a count is not a
             positive int, ema_decay is not between 0 and 1, patience comes without validation data,
-            data ends before num_steps, or checkpoint_dir holds another training or is damaged.
+            data ends before num_steps, checkpoint_dir holds another training or is damaged,
+            sharding splits anything but the first axis, batch_size is not divisible by the devices,
+            or the processes were given different arguments.
+        RuntimeError: If a step fails in one of several processes, as it does where another one
+            ends; the message says how to go on.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step. The
             newest checkpoint is then one from before.
 
@@ -128,7 +147,9 @@ def fit(
     counts = {"validate_every": validate_every, "patience": patience, "batch_size": batch_size}
     _check_counts(num_steps=num_steps, **{k: v for k, v in counts.items() if v is not None})
     _check_options(patience, validation_data, ema_decay)
-    source = minibatches_of(data, energy.event_shape, batch_size)
+    devices = devices_of(sharding)
+    devices.check_batch_size(batch_size)
+    source = minibatches_of(data, energy.event_shape, batch_size, devices)
     if validation_data is not None:
         validation_data = checked_array("validation_data", validation_data, energy.event_shape)
     if optimizer is None:
@@ -138,24 +159,27 @@ def fit(
 
     params, rest = eqx.partition(energy, trainable(energy))
     arrays, static = eqx.partition(rest, eqx.is_array)
-    step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay)
+    step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
     # The step donates its inputs, and the caller's energy has to survive.
     copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
     losses = jnp.full(num_steps, jnp.nan)
     averages = copied(ema_decay is not None), copied(patience is not None)
-    training = _Training(_State(copied(), optimizer.init(params), losses, *averages))
+    state = _State(copied(), optimizer.init(params), losses, *averages)
+    named = {"num_steps": num_steps, "data": source.description, "ema_decay": ema_decay}
+    named |= counts | {"key": _key_bits(key), "energy": describe(params)}
+    named["sigma, loc, scale or frozen array"] = digest(arrays)
+    devices.check_agreement(named | {"parameters": digest(params), "values in data": source.digest})
+    training = _Training(devices.replicated(state), devices)
     training.callback, training.patience = callback, patience
     if checkpoint_dir is not None:
-        named = {"num_steps": num_steps, "data": source.description, "ema_decay": ema_decay}
-        named |= counts | {"key": _key_bits(key), "energy": describe(params)}
-        named["sigma, loc, scale or frozen array"] = digest(arrays)
-        training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, named))
+        training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, named, devices))
+    placed, key_placed = devices.replicated((arrays, key_steps))
     if validation_data is not None:
-        validated = (arrays, validation_data, key_validation)
+        validated = (placed, *devices.replicated((validation_data, key_validation)))
         training.validate = lambda params: float(evaluate(params, *validated))
         training.validate_every = validate_every
     feed = source.feed(training.done, key_steps)
-    advance = lambda state, i: step(state, arrays, next(feed), key_steps, i)  # noqa: E731
+    advance = lambda state, i: step(state, placed, next(feed), key_placed, i)  # noqa: E731
     training.run(advance, num_steps, progress_bar)
     return training.finished(arrays, static)
 
@@ -176,7 +200,8 @@ class _State(NamedTuple):
 class _Training:
     """The loop over the steps, and what has come of it so far."""
 
-    def __init__(self, state: _State):
+    def __init__(self, state: _State, devices: Devices):
+        self.devices = devices
         self.callback: Callable[[int, dict[str, float]], Any] | None = None
         self.patience: int | None = None
         self.checkpoints: Checkpoints | None = None
@@ -205,7 +230,8 @@ class _Training:
 
     def run(self, advance: Callable, num_steps: int, progress_bar: bool) -> None:
         """Takes the steps that are left, or as many as patience allows."""
-        settings = {"total": num_steps, "initial": self.done, "disable": not progress_bar}
+        hidden = not (progress_bar and self.devices.speaks)
+        settings = {"total": num_steps, "initial": self.done, "disable": hidden}
         with tqdm(desc="fit", unit="step", **settings) as bar:
             try:
                 while self.done < num_steps and not self.stopped:
@@ -213,8 +239,15 @@ class _Training:
                     self.done += 1
                     self._after_step(bar, self.done == num_steps)
             except KeyboardInterrupt:
-                bar.write(self._interrupted(num_steps), file=sys.stderr)
+                text = self._interrupted(num_steps)
+                if self.devices.speaks:
+                    bar.write(text, file=sys.stderr)
                 raise
+            except jax.errors.JaxRuntimeError as error:
+                if not self.devices.several_processes:
+                    raise
+                folder = self.checkpoints and self.checkpoints.folder
+                raise self.devices.explained(error, folder) from None
             finally:
                 if self.checkpoints is not None:
                     self.checkpoints.close()
@@ -223,8 +256,8 @@ class _Training:
         """What `fit` returns."""
         steps, held_out = zip(*self.validation, strict=True) if self.validation else ((), ())
         return FitResult(
-            energy=eqx.combine(self.result, arrays, static),
-            losses=np.asarray(self.state.losses[: self.done]),
+            energy=eqx.combine(self.devices.on_default_device(self.result), arrays, static),
+            losses=np.asarray(self.state.losses)[: self.done],
             validation_steps=np.asarray(steps, int),
             validation_losses=np.asarray(held_out, float),
         )
@@ -269,7 +302,7 @@ class _Training:
         texts = {name: f"{value:.4g}" for name, value in (shown | held_out).items()}
         bar.set_postfix(texts, refresh=False)
         bar.update(self.done - bar.n)
-        if self.callback is not None:
+        if self.callback is not None and self.devices.speaks:
             metrics = {"validation_loss": self.validation[-1][1]} if validated else {}
             self.callback(self.done, shown | metrics)
 
@@ -287,8 +320,9 @@ class _Training:
         text = f"fit was stopped after {self.done:,} of {num_steps:,} steps"
         if self.checkpoints is None:
             return f"{text}; nothing was kept: checkpoint_dir= keeps checkpoints."
-        # A step that was cut off has donated the state.
-        if not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
+        # A step that was cut off has donated the state; other processes may not write now.
+        alone = not self.devices.several_processes
+        if alone and not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
             self._save(self.checkpoints)
         return f"{text}; the same call goes on from the newest checkpoint in" + (
             f" {self.checkpoints.folder}."
@@ -313,7 +347,7 @@ def _key_bits(key):
     return np.asarray(jax.random.key_data(key) if typed else key).tolist()
 
 
-def _compiled(optimizer, objective, static, pick, ema_decay):
+def _compiled(optimizer, objective, static, pick, ema_decay, devices):
     """The training step and the evaluation, compiled."""
 
     def loss_of(params, arrays, batch, key):
@@ -331,4 +365,6 @@ def _compiled(optimizer, objective, static, pick, ema_decay):
         losses = state.losses.at[i].set(loss.astype(state.losses.dtype))
         return _State(params, opt_state, losses, average, state.best)
 
-    return jax.jit(step, donate_argnums=0), jax.jit(loss_of)
+    evaluate = lambda params, arrays, x, key: loss_of(params, arrays, devices.split(x), key)  # noqa: E731
+    lies = {"out_shardings": devices.everywhere}
+    return jax.jit(step, donate_argnums=0, **lies), jax.jit(evaluate, **lies)

@@ -1,0 +1,192 @@
+"""Where a training runs: one device, or the devices of a mesh, in one process or several."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices of a training: its minibatch is split over them, all else has a copy on each.
+
+    Nothing here moves bytes between devices: shardings say where arrays lie, and XLA adds what has
+    to be communicated.
+
+    Attributes:
+        sharding: That of the minibatch, along its first axis; None for the default device.
+    """
+
+    sharding: NamedSharding | None = None
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether other processes take part in each step."""
+        return self.sharding is not None and jax.process_count() > 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process is the one that shows and writes for all."""
+        return not self.several_processes or jax.process_index() == 0
+
+    @property
+    def everywhere(self) -> NamedSharding | None:
+        """The sharding of what has a copy on each device."""
+        return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts a minibatch has."""
+        if self.sharding is None:
+            return 1
+        return self.sharding.mesh.size
+
+    def replicated(self, tree: PyTree) -> PyTree:
+        """The arrays of a pytree, the same in each process, on every device."""
+        if (everywhere := self.everywhere) is None:
+            return tree
+        return jax.tree.map(lambda x: self._copied(x, everywhere), tree)
+
+    def split(self, batch: Float[Array, "batch *event"]) -> Float[Array, "batch *event"]:
+        """In compiled code: each device has its part of the batch, where the parts are equal."""
+        if self.sharding is None or len(batch) % self.num_parts:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, self.sharding)
+
+    def on_default_device(self, tree: PyTree) -> PyTree:
+        """A replicated pytree as arrays of this process alone."""
+        if self.sharding is None:
+            return tree
+        return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)), tree)
+
+    def from_rows(self, read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Array:
+        """The batch read(rows), of which each process reads its devices' part."""
+        if self.sharding is None:
+            return jax.numpy.asarray(read(rows))
+        shape = (len(rows), *read(rows[:0]).shape[1:])
+        part = lambda index: read(rows[index[0]])  # noqa: E731
+        return jax.make_array_from_callback(shape, self.sharding, part)
+
+    def from_parts(self, part: Array | np.ndarray) -> Array:
+        """The batch of which each process gives its part, in the order of the processes.
+
+        Raises:
+            ValueError: If the part is not divisible by the devices of this process.
+        """
+        if self.sharding is None:
+            return jax.numpy.asarray(part)
+        parts = self.num_parts // jax.process_count()
+        if len(part) % parts:
+            raise ValueError(
+                f"a batch of data must be divisible by the {parts} devices of this process,"
+                f" got {len(part)} examples"
+            )
+        return jax.make_array_from_process_local_data(self.sharding, np.asarray(part))
+
+    def check_batch_size(self, batch_size: int | None) -> None:
+        """Raises a ValueError unless the devices share a minibatch equally."""
+        if batch_size is not None and batch_size % self.num_parts:
+            raise ValueError(
+                f"batch_size must be divisible by the {self.num_parts} devices of sharding,"
+                f" got {batch_size}"
+            )
+
+    def decided(self, choice: bool) -> bool:
+        """What the first process has decided, known to all."""
+        if not self.several_processes:
+            return choice
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(choice)))
+
+    def check_agreement(self, arguments: dict[str, Any]) -> None:
+        """Raises a ValueError, in every process, that names what they were given differently."""
+        if not self.several_processes:
+            return
+        from jax.experimental import multihost_utils
+
+        digests = [hashlib.sha256(json.dumps(v).encode()).digest() for v in arguments.values()]
+        mine = np.frombuffer(b"".join(digests), np.uint8).reshape(len(arguments), -1)
+        everyones = np.asarray(multihost_utils.process_allgather(mine))
+        differ = np.any(everyones != everyones[:1], axis=(0, 2))
+        names = [name for name, other in zip(arguments, differ, strict=True) if other]
+        if names:
+            raise ValueError(
+                f"every process must give fit the same, got another {names[0]} in some of the"
+                f" {len(everyones)} processes"
+            )
+
+    def _copied(self, x, everywhere):
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # No way of JAX's takes a key to the devices of other processes; its bits go.
+            bits = self._copied(jax.random.key_data(x), everywhere)
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, everywhere, lambda i: host[i])
+
+    def explained(self, error: Exception, checkpoint_dir: Any) -> Exception:
+        """A step's error, in words where it is most likely another process's end."""
+        if not self.several_processes:
+            return error
+        # The text is repeated for each step that waited for the one that failed.
+        cause = str(error).rpartition("Error dispatching computation: ")[2]
+        how = (
+            f"the same call in all of them goes on from the newest checkpoint in {checkpoint_dir}"
+            if checkpoint_dir is not None
+            else "begin again; checkpoint_dir= keeps checkpoints to go on from"
+        )
+        return RuntimeError(
+            f"a step over {jax.process_count()} processes failed in process {jax.process_index()}:"
+            f" most likely another process ended, and its log says why. Start all of them again:"
+            f" {how}. What JAX said: {cause[:500]}"
+        )
+
+
+def devices_of(sharding: Any) -> Devices:
+    """The devices of a minibatch's sharding, once it is known to be one.
+
+    Raises:
+        TypeError: If it is neither None nor a `jax.sharding.NamedSharding` of a mesh of devices.
+        ValueError: If it does not split the first axis alone, over the whole mesh, or if a process
+            has no device in the mesh, or fewer than another.
+    """
+    if sharding is None:
+        return Devices()
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        raise TypeError(
+            "sharding must be a jax.sharding.NamedSharding of a mesh of devices, as in"
+            ' NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch")),'
+            f" got {type(sharding).__name__}"
+        )
+    mesh, spec = sharding.mesh, tuple(sharding.spec)
+    first = spec[0] if spec and isinstance(spec[0], tuple) else spec[:1]
+    if set(first) != set(mesh.axis_names) or any(spec[1:]):
+        raise ValueError(
+            "sharding must split the first axis, and no other, over all axes of its mesh,"
+            f" {mesh.axis_names}, got {sharding.spec}"
+        )
+    counts = np.bincount(
+        [d.process_index for d in mesh.devices.flat], minlength=jax.process_count()
+    )
+    if len(set(counts)) > 1:
+        raise ValueError(
+            "the mesh of sharding must have as many devices of each process, got"
+            f" {counts.tolist()} of {len(counts)} processes: jax.devices() are all of them"
+        )
+    # Explicit axes, jax.make_mesh's default, would make shapes' types out of shardings.
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    return Devices(NamedSharding(automatic, PartitionSpec(spec[0])))
+
+
+def digest(tree: PyTree) -> str:
+    """The SHA-256 of the arrays of a pytree."""
+    sha256 = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha256.update(np.asarray(leaf).tobytes())
+    return sha256.hexdigest()
