@@ -16,8 +16,8 @@ from numpyro.infer import MCMC
 
 import numpyro_neb as neb
 from numpyro_neb.energies import trainable
-from numpyro_neb.minibatches import check_shape
 from numpyro_neb.files import write_whole
+from numpyro_neb.minibatches import check_shape
 
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
 _TRAIN = """\

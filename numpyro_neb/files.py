@@ -33,7 +33,7 @@ def check_sums(folder: Path) -> None:
     """
     if not (folder / SUMS).exists():
         return
-    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    lines = (folder / SUMS).read_bytes().decode(errors="replace").removesuffix("\n").split("\n")
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = _digests(folder)
     for name in sorted(stated.keys() | found.keys()):

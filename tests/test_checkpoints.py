@@ -80,7 +80,6 @@ def test_a_damaged_checkpoint_says_so(tmp_path, harm, capfd):
     """
     whole = fit(checkpoint_dir=tmp_path, checkpoint_every=25)
     newest = tmp_path / "50"
-    refused = 0
     for path in files_of(newest):
         content = path.read_bytes()
         middle = len(content) // 2
@@ -108,7 +107,7 @@ def test_a_checkpoint_with_links_is_refused(tmp_path):
     fit(checkpoint_dir=tmp_path / "run")
     for place in ("run/60", "run/50/state/link"):
         (tmp_path / place).symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(ValueError, match="link is a symbolic link|60 is a symbolic link"):
+        with pytest.raises(ValueError, match=r"(link|60) is a symbolic link"):
             fit(checkpoint_dir=tmp_path / "run")
         (tmp_path / place).unlink()
     (tmp_path / "one").symlink_to(tmp_path / "run")  # one's own way to the folder may be one
