@@ -3,7 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from numpyro_neb import empirical_bayes, energies, geometry, integrators, memories, networks, streaming
+from numpyro_neb import (
+    empirical_bayes,
+    energies,
+    geometry,
+    integrators,
+    memories,
+    networks,
+    streaming,
+)
 from numpyro_neb.diagnostics import to_arviz
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.empirical_bayes import (

@@ -348,7 +348,7 @@ class _Store:
             if not group:
                 continue
             content = data[group]
-            content = content if group not in _PER_DRAW else content
+            # A Dataset under ArviZ 0.x, a DataTree under 1.x.
             content = content.to_dataset() if hasattr(content, "to_dataset") else content
             chunks = {
                 name: {"chunks": self._chunk(variable)}

@@ -41,6 +41,7 @@ ARROWS = {
     "plots": {"energies", "geometry", "memories"},
     "priors": {"batching", "energies", "distributions"},
     "serialization": {"activations", "energies", "mixtures", "networks"},
+    "streaming": {"checkpoints", "diagnostics", "kernels", "serialization"},
     # A user of the package, as the demo is.
     "commands": {"", "energies", "minibatches", "serialization"},
 }
@@ -77,6 +78,7 @@ def test_the_front_door_is_quick():
         "sklearn",
         "xarray",
         "pandas",
+        "zarr",
     ]
     code = f"""
 import sys, numpyro_neb
