@@ -3,7 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from numpyro_neb import empirical_bayes, energies, geometry, integrators, memories, networks
+from numpyro_neb import (
+    empirical_bayes,
+    energies,
+    geometry,
+    integrators,
+    memories,
+    networks,
+    streaming,
+)
 from numpyro_neb.diagnostics import to_arviz
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.empirical_bayes import (
@@ -26,6 +34,7 @@ from numpyro_neb.normal_means import MixtureFit, fit_mixture
 from numpyro_neb.objectives import denoising_loss, sure_loss
 from numpyro_neb.priors import learned_prior
 from numpyro_neb.serialization import load, save
+from numpyro_neb.streaming import stream
 from numpyro_neb.training import FitResult, fit
 
 if TYPE_CHECKING:
@@ -65,6 +74,8 @@ __all__ = [
     "recall",
     "save",
     "sphere_overlaps",
+    "stream",
+    "streaming",
     "sure_loss",
     "to_arviz",
 ]

@@ -28,6 +28,14 @@ its newest checkpoint was.
   python -m numpyro_neb train digits.npy --sigma auto --out energy.safetensors
   python -m numpyro_neb train photos.npy --sigma 0.2 --network unet --out photos.safetensors
 """
+_SAMPLE = """\
+Walk-jump sampling. Where --out ends in .zarr the draws are written as they come: killed or stopped by
+Ctrl-C, the same command goes on where it was, with the same draws, and the store opens at any moment.
+Else they are written as NetCDF in the end. posterior/y is the walk, posterior/x the jumps.
+
+  python -m numpyro_neb sample energy.safetensors --out draws.nc
+  python -m numpyro_neb sample energy.safetensors --draws 1000000 --out draws.zarr
+"""
 
 
 def add_commands(commands: Any) -> None:
@@ -73,13 +81,17 @@ def _add_others(commands):
     sample = commands.add_parser(
         "sample",
         help="walk on an energy and jump: draws as an ArviZ file",
-        description="Walk-jump sampling. Writes NetCDF: posterior/y is the walk, x the jumps.",
+        description=_SAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _energy_and_out(sample, "draws.nc")
+    _energy_and_out(sample, "draws.nc or draws.zarr")
     sample.add_argument("--chains", type=int, default=4, help="(4)")
     sample.add_argument("--draws", type=int, default=1000, help="of each chain (1000)")
     sample.add_argument("--warmup", type=int, default=100, help="draws left out at first (100)")
     sample.add_argument("--num-steps", type=int, default=20, help="of the walk in a draw (20)")
+    sample.add_argument(
+        "--draws-per-write", type=int, default=100, help="of each chain, to a .zarr (100)"
+    )
     sample.set_defaults(run=_sample)
 
     denoise = commands.add_parser(
@@ -177,22 +189,40 @@ def _sample(arguments):
         num_chains=arguments.chains,
         chain_method="vectorized",
     )
-    mcmc.run(jax.random.key(arguments.seed))
-    data = neb.to_arviz(mcmc)
-    temporary = arguments.out.with_name(f".{arguments.out.name}.tmp")
-    try:
-        data.to_netcdf(str(temporary))
-        temporary.replace(arguments.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    key, out = jax.random.key(arguments.seed), arguments.out
+    if out.suffix == ".zarr":
+        data = neb.stream(mcmc, key, out, draws_per_write=arguments.draws_per_write)
+        # The others may be larger than memory.
+        walk = {"lp": (data["sample_stats"]["lp"].values, "lp, of the walk")}
+    else:
+        _run_at_once(mcmc, key, out)
+        draws = mcmc.get_samples(group_by_chain=True)
+        walk = {name: (draws[name], text) for name, text in (("x", "the jumps"), ("y", "the walk"))}
     with np.errstate(invalid="ignore"):  # a coordinate that never changes has no R-hat
-        seen = summary(mcmc.get_samples(group_by_chain=True))
-    for name, meaning in (("x", "the jumps"), ("y", "the walk")):
+        seen = summary({name: draws for name, (draws, _) in walk.items()})
+    for name, (_, meaning) in walk.items():
         worst = f"effective draws at least {np.min(seen[name]['n_eff']):.0f}"
         if arguments.chains > 1:
             worst = f"R-hat at most {np.max(seen[name]['r_hat']):.3f}, {worst}"
         print(f"{meaning}: {worst} of {arguments.chains * arguments.draws:,}")
-    print(f"written: {arguments.out}")
+    print(f"written: {out}")
+
+
+def _run_at_once(mcmc, key, out):
+    """Runs, and writes NetCDF, whole or not at all."""
+    try:
+        mcmc.run(key)
+    except KeyboardInterrupt:
+        text = "sample was stopped and nothing is written: with --out draws.zarr, draws are kept as"
+        print(f"\n{text} they come, and the same command goes on", file=sys.stderr)
+        raise
+    data = neb.to_arviz(mcmc)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        data.to_netcdf(str(temporary))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _denoise(arguments):
@@ -258,7 +288,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.run(arguments)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, TypeError, ArithmeticError, OSError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, ModuleNotFoundError) as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Bool, PRNGKeyArray
 from numpyro.infer import MCMC
 from numpyro.util import find_stack_level
 
@@ -70,16 +70,34 @@ def to_arviz(
         return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, num_samples or 1000)))
     if num_samples is not None or key is not None:
         raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
-    import arviz as az
+    check_walk(mcmc, ", or a MixtureFit")
+    if mcmc.last_state is None:
+        raise ValueError("mcmc must have run: call mcmc.run(key) first")
+    warn_of_divergence(np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"]))
+    return from_walk(mcmc, coords, dims)
 
+
+def check_walk(mcmc: MCMC, alternative: str = "") -> WalkJumpKernel:
+    """The kernel of an `MCMC(WalkJumpKernel(...))`.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
     kernel = getattr(mcmc, "sampler", None)
     if not isinstance(mcmc, MCMC) or not isinstance(kernel, WalkJumpKernel):
         raise TypeError(
-            f"mcmc must be an MCMC of a WalkJumpKernel, or a MixtureFit, got {type(mcmc).__name__}"
+            f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {type(mcmc).__name__}"
         )
-    if mcmc.last_state is None:
-        raise ValueError("mcmc must have run: call mcmc.run(key) first")
-    _warn_of_divergence(np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"]))
+    return kernel
+
+
+def from_walk(
+    mcmc: MCMC, coords: Mapping[str, Sequence] | None, dims: Mapping[str, Sequence[str]] | None
+) -> Any:
+    """`to_arviz` of an MCMC that is known to be a walk and to have run, without the warning."""
+    import arviz as az
+
+    kernel = check_walk(mcmc)
     sizes, named, constants = {}, dict(dims or {}), None
     if kernel.energy is not None:
         shape = kernel.energy.event_shape
@@ -147,7 +165,8 @@ def _attributes(kernel):
     return attributes | {"energy": type(kernel.energy).__name__, "x": jump}
 
 
-def _warn_of_divergence(diverging):
+def warn_of_divergence(diverging: Bool[np.ndarray, "chain draw"]) -> None:
+    """Warns with the chain and the draw at which a walk first left the finite numbers."""
     if not diverging.any():
         return
     chain = int(np.argmax(diverging.any(axis=1)))

@@ -59,14 +59,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
         Array(1., dtype=float32)
     """
     _check(energy)
-    tensors = {name: np.asarray(leaf, order="C") for name, leaf in _named_arrays(energy).items()}
-    metadata = {
-        "format": _FORMAT,
-        "version": str(_VERSION),
-        "config": json.dumps(_describe(energy)),
-    }
-    metadata["sha256"] = _digest(metadata, tensors)
-    write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
+    write_arrays(path, _FORMAT, _describe(energy), _named_arrays(energy))
 
 
 def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | None = None) -> Any:
@@ -86,12 +79,12 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
             where JAX is not set to, does not fit `like`, or needs `like` and none is given.
         FileNotFoundError: If there is no such file.
     """
-    metadata, tensors = _read(path)
+    config, tensors = read_arrays(path, _FORMAT)
     if like is not None:
         _check(like)
         return _filled(like, tensors, path, exact=True)
     try:
-        energy = _skeleton(json.loads(metadata["config"]), tensors)
+        energy = _skeleton(config, tensors)
     except _UnknownModuleError as error:
         raise ValueError(
             f"{path} holds a {error}, which numpyro_neb can't rebuild by itself:"
@@ -221,7 +214,29 @@ def _filled(energy, tensors, path, exact):
     return eqx.combine(arrays, rest)
 
 
-def _read(path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def write_arrays(
+    path: str | os.PathLike, format_name: str, config: Any, arrays: dict[str, Any]
+) -> None:
+    """Writes arrays and their description to one safetensors file, whole or not at all.
+
+    Args:
+        path: Where to.
+        format_name: What kind of file it is.
+        config: The description, as JSON.
+        arrays: The arrays by name.
+    """
+    tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    metadata = _signed(format_name, config, tensors)
+    write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
+
+
+def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """The description and the arrays that `write_arrays` wrote.
+
+    Raises:
+        ValueError: If the file is truncated, damaged, of another kind, or of a newer format.
+        FileNotFoundError: If there is no such file.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
@@ -230,8 +245,10 @@ def _read(path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated, or no safetensors file: {error}") from None
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} is a safetensors file, but numpyro_neb did not write it")
+    if metadata.get("format") != format_name:
+        raise ValueError(
+            f"{path} is a safetensors file, but numpyro_neb did not write it as a {format_name}"
+        )
     if metadata.get("version") != str(_VERSION):
         raise ValueError(
             f"{path} has format version {metadata.get('version')}, and this numpyro_neb reads"
@@ -239,7 +256,22 @@ def _read(path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         )
     if metadata.get("sha256") != _digest(metadata, tensors):
         raise ValueError(f"{path} is damaged: its contents do not match its SHA-256")
-    return metadata, tensors
+    try:
+        return json.loads(metadata.get("config", "")), tensors
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has a configuration that is no JSON: {error}") from error
+
+
+def fingerprint(energy: AbstractEnergy) -> str:
+    """The SHA-256 that `save` writes into an energy's file."""
+    tensors = {name: np.asarray(array) for name, array in _named_arrays(energy).items()}
+    return _signed(_FORMAT, _describe(energy), tensors)["sha256"]
+
+
+def _signed(format_name, config, tensors) -> dict[str, str]:
+    """A file's metadata."""
+    metadata = {"format": format_name, "version": str(_VERSION), "config": json.dumps(config)}
+    return metadata | {"sha256": _digest(metadata, tensors)}
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:

@@ -1,5 +1,6 @@
 """Processes that are really killed, at random moments."""
 
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 
 import numpyro_neb as neb
 
@@ -61,3 +63,57 @@ def test_twenty_kills_of_a_training_change_nothing(tmp_path):
     arrays = [jax.tree.leaves(eqx.filter(energy, eqx.is_array)) for energy in energies]
     for one, other in zip(*arrays, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def sampling(folder, *arguments):
+    """The command line, with compiled functions kept from one process to the next."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "numpyro_neb", "sample", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | cache)
+
+
+def under_way(process):
+    """Waits until the progress bar is there."""
+    seen = b""
+    while not seen.endswith(b"stream:"):
+        character = process.stderr.read(1)
+        assert character, seen.decode()
+        seen += character
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_twenty_kills_of_a_sampling_change_nothing(tmp_path):
+    neb.save(tmp_path / "energy", neb.MixtureEnergy(np.eye(4), 0.5))
+    sizes = ("--draws", 3000, "--draws-per-write", 10, "--chains", 2, "--num-steps", 2)
+    store, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
+    undisturbed = sampling(tmp_path, tmp_path / "energy", "--out", whole, *sizes)
+    undisturbed.communicate()
+    assert undisturbed.returncode == 0
+    expected = xr.open_datatree(whole, engine="zarr").load()
+    chance = random.Random(0)
+    seen = []
+    for _ in range(20):
+        process = sampling(tmp_path, tmp_path / "energy", "--out", store, *sizes)
+        under_way(process)
+        time.sleep(chance.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        if store.exists():
+            # What is there opens, and is a beginning of the whole.
+            found = xr.open_datatree(store, engine="zarr").load()
+            seen.append(found["posterior"].sizes["draw"])
+            for group in ("posterior", "sample_stats"):
+                begun = expected[group].to_dataset().isel(draw=slice(seen[-1]))
+                xr.testing.assert_equal(found[group].to_dataset(), begun)
+    assert seen == sorted(seen)
+    assert 0 < seen[-1] < 3000
+    assert len(set(seen)) > 5  # it got on in between
+    last = sampling(tmp_path, tmp_path / "energy", "--out", store, *sizes)
+    last.communicate()
+    assert last.returncode == 0
+    found = xr.open_datatree(store, engine="zarr").load()
+    for group in ("posterior", "sample_stats", "constant_data"):
+        xr.testing.assert_equal(found[group].to_dataset(), expected[group].to_dataset())

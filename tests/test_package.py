@@ -43,6 +43,7 @@ ARROWS = {
     "plots": {"energies", "geometry", "memories"},
     "priors": {"batching", "energies", "distributions"},
     "serialization": {"activations", "files", "energies", "mixtures", "networks"},
+    "streaming": {"devices", "diagnostics", "kernels", "serialization"},
     # A user of the package, as the demo is.
     "commands": {"", "energies", "files", "minibatches"},
 }
@@ -79,6 +80,7 @@ def test_the_front_door_is_quick():
         "sklearn",
         "xarray",
         "pandas",
+        "zarr",
     ]
     code = f"""
 import sys, numpyro_neb
