@@ -29,9 +29,9 @@ its newest checkpoint was.
   python -m numpyro_neb train photos.npy --sigma 0.2 --network unet --out photos.safetensors
 """
 _SAMPLE = """\
-Walk-jump sampling. Where --out ends in .zarr the draws are written as they come: killed or stopped by
-Ctrl-C, the same command goes on where it was, with the same draws, and the store opens at any moment.
-Else they are written as NetCDF in the end. posterior/y is the walk, posterior/x the jumps.
+Walk-jump sampling. Where --out ends in .zarr the draws are written as they come: killed or stopped
+by Ctrl-C, the same command goes on where it was, with the same draws, and the store opens at any
+moment. Else they are written as NetCDF in the end. posterior/y is the walk, posterior/x the jumps.
 
   python -m numpyro_neb sample energy.safetensors --out draws.nc
   python -m numpyro_neb sample energy.safetensors --draws 1000000 --out draws.zarr

@@ -1,7 +1,7 @@
 """Long runs: draws written to a Zarr store as they come, and a sampler's state in a file.
 
-A store is an ordinary Zarr hierarchy, format 3, with a file of the sampler's state beside the root's
-metadata. Three facts make it whole at every moment, also after `kill -9`:
+A store is an ordinary Zarr hierarchy, format 3, with a file of the sampler's state beside the
+root's metadata. Three facts make it whole at every moment, also after `kill -9`:
 
 - draws are written beyond the end that readers see, in chunks of their own, and Zarr replaces a
   file by renaming a new one;
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
 from numpyro.infer import MCMC
@@ -294,14 +295,15 @@ class _Store:
         zarr = _zarr()
         if not self.path.exists():
             return 0
+        foreign = f"store must be a stream of numpyro_neb or not there, got {self.path}"
         try:
             root = zarr.open_consolidated(str(self.path), mode="r")
             found, version = root.attrs.get("format"), root.attrs.get("version")
             num_draws = root["sample_stats/diverging"].shape[1]
         except (KeyError, ValueError, OSError):
-            found = None
+            raise ValueError(foreign) from None
         if found != _FORMAT:
-            raise ValueError(f"store must be a stream of numpyro_neb or not there, got {self.path}")
+            raise ValueError(foreign)
         if version != _VERSION:
             raise ValueError(
                 f"store {self.path} has format version {version}, and this numpyro_neb reads"
@@ -343,7 +345,7 @@ class _Store:
     def _create(self, path, data):
         attributes = {"format": _FORMAT, "version": _VERSION}
         _zarr().create_group(str(path), zarr_format=3, attributes=attributes)
-        groups = data.groups() if callable(data.groups) else data.groups
+        groups: Any = data.groups() if callable(data.groups) else data.groups
         for group in (name.strip("/") for name in groups):
             if not group:
                 continue
@@ -421,7 +423,7 @@ def _read_state(path, template, settings):
 
 def _raw(leaf):
     """An array's numbers, those of a random key too."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf
 

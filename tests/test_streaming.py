@@ -1,5 +1,6 @@
 """Draws that are written as they come, and the state of a sampler in a file."""
 
+import json
 import os
 import subprocess
 import sys
@@ -115,8 +116,7 @@ def test_one_chain_keys_of_two_kinds_and_a_start(tmp_path):
 
 @pytest.mark.parametrize(
     ("function", "number"),
-    [("_append", 1), ("_append", 2), ("_append", 4), ("_write_state", 1), ("_write_state", 3)]
-    + [("_commit", 1), ("_commit", 2)],
+    [("_append", 1), ("_append", 4), ("_write_state", 1), ("_write_state", 3), ("_commit", 2)],
 )
 def test_a_kill_within_a_write(function, number, mcmc, tmp_path, killed, capsys):
     store = tmp_path / "draws.zarr"
@@ -143,12 +143,12 @@ def test_a_kill_within_a_write(function, number, mcmc, tmp_path, killed, capsys)
 def test_between_zarrs_own_writes_a_group_is_of_one_piece(mcmc, tmp_path, killed):
     """Killed after the arrays of a group, and their sizes, have been written in part."""
     store = tmp_path / "draws.zarr"
-    killed(zarr.Array, "__setitem__", 20)
+    killed(zarr.Array, "resize", 3)
     with pytest.raises(KeyboardInterrupt):
         streamed(store)
-    arrays = zarr.open_group(store, mode="r", use_consolidated=False)
-    lengths = {a.shape[1] for _, a in arrays["posterior"].arrays() if a.ndim > 1}
-    lengths |= {a.shape[1] for _, a in arrays["sample_stats"].arrays() if a.ndim > 1}
+    # Each array's own metadata: what zarr opens is the group's, which is replaced later.
+    shapes = [json.loads(path.read_text())["shape"] for path in store.glob("posterior/*/zarr.json")]
+    lengths = {shape[1] for shape in shapes if len(shape) > 1}
     assert len(lengths) == 2  # it was in the middle
     for group in ("posterior", "sample_stats"):
         assert xr.open_zarr(store, group=group).sizes["draw"] == min(lengths)
