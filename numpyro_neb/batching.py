@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
+from numpyro_neb.checks import check_events
 from numpyro_neb.energies import AbstractEnergy
 
 
@@ -33,7 +34,7 @@ def over_batch(
         ValueError: If a value's trailing dimensions are not `event_shape`.
     """
     stack = jnp.shape(energy.sigma)
-    batch = jnp.broadcast_shapes(stack, *(batch_shape_of(v, energy.event_shape) for v in values))
+    batch = jnp.broadcast_shapes(stack, *(check_events("y", v, energy.event_shape) for v in values))
     events = [jnp.broadcast_to(v, (*batch, *energy.event_shape)) for v in values]
     # The draws' own dimensions are one; each of the energies' keeps its place behind it.
     own = batch[: len(batch) - len(stack)]
@@ -79,15 +80,3 @@ def in_chunks(
 def _held(array):
     """By the host, so that a device keeps no more than the result; not where it is traced."""
     return array if isinstance(array, Tracer) else np.asarray(array)
-
-
-def batch_shape_of(y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The leading dimensions of a `y` of shape (*batch, *event_shape).
-
-    Raises:
-        ValueError: If y's trailing dimensions are not `event_shape`.
-    """
-    rank = jnp.ndim(y) - len(event_shape)
-    if rank < 0 or jnp.shape(y)[rank:] != event_shape:
-        raise ValueError(f"y must end in the event shape {event_shape}, got shape {jnp.shape(y)}")
-    return jnp.shape(y)[:rank]

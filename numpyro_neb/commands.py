@@ -15,6 +15,7 @@ from numpyro.diagnostics import summary
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
+from numpyro_neb.checks import check_finite
 from numpyro_neb.energies import trainable
 from numpyro_neb.files import write_whole
 from numpyro_neb.minibatches import check_shape
@@ -139,6 +140,7 @@ def _train(arguments):
     key_network, key = jax.random.split(jax.random.key(arguments.seed))
     network, shape = _network(arguments, data.shape[1:], key_network), data.shape[1:]
     loc, scale = train.mean(0, dtype=np.float64), float(train.std(dtype=np.float64))
+    check_finite("data", loc)  # of a file that need not fit in memory: NaN is in the mean as well
     energy = neb.ResidualEnergy(network, sigma, shape, loc=loc.astype(np.float32), scale=scale)
     print(f"{len(train):,} examples of shape {shape}, {num_held_out:,} held out")
     print(f"sigma = {sigma:.4g}")

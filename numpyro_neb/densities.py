@@ -7,8 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.distributions import (
@@ -23,6 +21,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
+from numpyro_neb.checks import check_finite, kind
 from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.energies import AbstractEnergy, initial_position
@@ -81,7 +80,7 @@ class EnergyDensity(eqx.Module):
                 f"init_params must be a float array of shape {shape},"
                 f" got {array.dtype} of shape {array.shape}"
             )
-        _check_finite("init_params", array)
+        check_finite("init_params", array)
         return array.astype(self.energy.sigma.dtype)
 
 
@@ -194,7 +193,7 @@ class ModelDensity:
         """
         names = [site.name for site in self._sites]
         if not isinstance(init_params, dict) or set(names) != set(init_params):
-            got = sorted(init_params) if isinstance(init_params, dict) else type(init_params)
+            got = sorted(init_params) if isinstance(init_params, dict) else kind(init_params)
             raise ValueError(
                 f"init_params must be a dict with a value of each of {names}, got {got}"
             )
@@ -209,7 +208,7 @@ class ModelDensity:
                     f"init_params[{site.name!r}] must have the unconstrained shape {shape},"
                     f" got {values[site.name].shape}"
                 )
-            _check_finite(f"init_params[{site.name!r}]", values[site.name])
+            check_finite(f"init_params[{site.name!r}]", values[site.name])
         return self._flat(values, bool(chains))
 
     def _flat(self, values, batched):
@@ -266,8 +265,3 @@ def _start_of_site(site=None, strategy=init_to_uniform):
     shape = kwargs.get("sample_shape", ()) + site["fn"].shape()
     noise = jax.random.normal(kwargs["rng_key"], shape, density.energy.sigma.dtype)
     return density.mean + jnp.sqrt(density.variance) * noise
-
-
-def _check_finite(name, array):
-    if not isinstance(array, Tracer) and not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")

@@ -10,6 +10,7 @@ from jaxtyping import Bool, PRNGKeyArray
 from numpyro.infer import MCMC
 from numpyro.util import find_stack_level
 
+from numpyro_neb.checks import check_count, check_key, kind
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.normal_means import MixtureFit
 
@@ -49,7 +50,7 @@ def to_arviz(
 
     Raises:
         TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`.
-        ValueError: If it has not run.
+        ValueError: If it has not run, or num_samples is not a positive int.
 
     Warns:
         UserWarning: If draws are diverging: with the chain and the first such draw.
@@ -67,7 +68,9 @@ def to_arviz(
     """
     if isinstance(mcmc, MixtureFit):
         key = jax.random.key(0) if key is None else key
-        return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, num_samples or 1000)))
+        check_key(key)
+        count = 1000 if num_samples is None else check_count("num_samples", num_samples)
+        return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, count)))
     if num_samples is not None or key is not None:
         raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
     check_walk(mcmc, ", or a MixtureFit")
@@ -85,9 +88,7 @@ def check_walk(mcmc: MCMC, alternative: str = "") -> WalkJumpKernel:
     """
     kernel = getattr(mcmc, "sampler", None)
     if not isinstance(mcmc, MCMC) or not isinstance(kernel, WalkJumpKernel):
-        raise TypeError(
-            f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {type(mcmc).__name__}"
-        )
+        raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {kind(mcmc)}")
     return kernel
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, ExpandedDistribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_neb.batching import over_batch
+from numpyro_neb.checks import check_count, check_events, check_finite, check_floats, check_key
 from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position
 from numpyro_neb.integrators import BAOAB, Target, walk
 from numpyro_neb.mixtures import MixtureEnergy
@@ -69,11 +68,9 @@ class SmoothedDensity(Distribution):
         validate_args: bool | None = None,
     ):
         check_energy(energy)
-        if not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"num_steps must be a positive int, got {num_steps!r}")
         # A module held as one attribute is lost when NumPyro flattens the distribution.
         self._arrays, self._static = eqx.partition(energy, eqx.is_array)
-        self.num_steps = num_steps
+        self.num_steps = check_count("num_steps", num_steps)
         super().__init__(jnp.shape(energy.sigma), energy.event_shape, validate_args=validate_args)
 
     @property
@@ -112,8 +109,7 @@ class SmoothedDensity(Distribution):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Draws of Y, of shape (*sample_shape, *batch_shape, *event_shape): see the class."""
-        if key is None:
-            raise TypeError("key must be a JAX random key, got None")
+        key = check_key(key)
         draw = partial(_draw, shape=sample_shape, num_steps=self.num_steps)
         stack = self.batch_shape
         if not stack:
@@ -127,7 +123,7 @@ class SmoothedDensity(Distribution):
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:
         """-phi(value), over any leading dimensions of `value`."""
         del intermediates
-        value = jnp.asarray(value)
+        value = self._checked(value)
         if self._validate_args:
             self._validate_sample(value)
         return -over_batch(lambda energy, y: energy(y), self.energy, value)
@@ -139,7 +135,7 @@ class SmoothedDensity(Distribution):
 
     def denoise(self, value: ArrayLike) -> Float[Array, "..."]:
         """The jump y - sigma^2 grad phi(y), over any leading dimensions of `value`."""
-        return over_batch(lambda energy, y: energy.denoise(y), self.energy, jnp.asarray(value))
+        return over_batch(lambda energy, y: energy.denoise(y), self.energy, self._checked(value))
 
     @property
     def mean(self) -> Float[Array, "..."]:
@@ -153,10 +149,21 @@ class SmoothedDensity(Distribution):
         zero = jnp.zeros(self.event_shape)
         return over_batch(lambda e, y: y + e.scale**2 + e.sigma**2, self.energy, zero)
 
-    def _validate_sample(self, value: ArrayLike) -> Any:
+    def _validate_sample(self, value: Any) -> Any:
         """Raises a ValueError where a value that is known now is not finite."""
-        if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
-            raise ValueError("value must be finite, got NaN or infinity")
+        check_finite("value", value)
+
+    def _checked(self, value) -> Array:
+        """The value as an array, once known to be floats of a shape that fits."""
+        array = check_floats("value", value)
+        batch, stack = check_events("value", array, self.event_shape), self.batch_shape
+        try:
+            jnp.broadcast_shapes(batch, stack)
+        except ValueError:
+            raise ValueError(
+                f"value must have leading dimensions that broadcast with {stack}, got {batch}"
+            ) from None
+        return jnp.asarray(array)
 
 
 class _Expanded(ExpandedDistribution):

@@ -13,21 +13,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from numpyro_neb.batching import batch_shape_of, in_chunks
-from numpyro_neb.energies import AbstractEnergy, check_energy
+from numpyro_neb.batching import in_chunks
+from numpyro_neb.checks import (
+    check_choice,
+    check_count,
+    check_events,
+    check_finite,
+    check_floats,
+    check_positive,
+)
+from numpyro_neb.energies import AbstractEnergy, check_energy, in_dtype_of
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.normal_means import MixtureFit as MixtureFit
 from numpyro_neb.normal_means import fit_mixture as fit_mixture
 from numpyro_neb.normalizer import log_normalizer as log_normalizer
-from numpyro_neb.posteriors import (
-    GaussianPosterior,
-    MixturePosterior,
-    covariance_product,
-)
+from numpyro_neb.posteriors import GaussianPosterior, MixturePosterior, covariance_product
 
 Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -155,16 +158,15 @@ def posterior_covariance(
         >>> operator.mv(jnp.array([1.0, 0.0]))
         Array([1., 2.], dtype=float32)
     """
+    check_choice("covariance", covariance, ("full", "diagonal", "operator"))
     if covariance == "full":
         d = int(np.prod(energy.event_shape)) if isinstance(energy, AbstractEnergy) else 0
         return _over(_covariances, energy, y, chunk_size, progress_bar, (d, d))
     if covariance == "diagonal":
         return _over(_variances, energy, y, chunk_size, progress_bar)
-    if covariance != "operator":
-        raise ValueError(f"covariance must be 'full', 'diagonal' or 'operator', got {covariance!r}")
     import lineax as lx
 
-    y = jnp.asarray(_checked(energy, y, chunk_size))
+    y = in_dtype_of(energy, _checked(energy, y, chunk_size))
     flat = y.reshape(-1, *energy.event_shape)
 
     def product(v):
@@ -207,7 +209,7 @@ def posterior_distribution(
         >>> posterior.sample(jax.random.key(0), (3,)).shape
         (3, 1)
     """
-    y = jnp.asarray(_checked(energy, y, 1))
+    y = in_dtype_of(energy, _checked(energy, y, 1))
     if isinstance(energy, MixtureEnergy):
         return MixturePosterior(energy, y)
     flat = y.reshape(-1, *energy.event_shape)
@@ -252,8 +254,7 @@ def credible_interval(
         >>> print(f"{lower[0]:.2f} to {upper[0]:.2f}")  # 1 -+ 1.645 sqrt(1/2)
         -0.16 to 2.16
     """
-    if not 0 < probability < 1:
-        raise ValueError(f"probability must be between 0 and 1, got {probability}")
+    check_positive("probability", probability, 1)
     check_energy(energy)
     if isinstance(energy, MixtureEnergy):
         ends = partial(_intervals, probability=probability)
@@ -328,13 +329,12 @@ def posterior_components(
     """
     y = _checked(energy, y, chunk_size)
     d = int(np.prod(energy.event_shape))
-    if not isinstance(num_components, int) or not 1 <= num_components <= d:
-        raise ValueError(f"num_components must be an int from 1 to d = {d}, got {num_components!r}")
-    if not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(f"max_iterations must be a positive int, got {max_iterations!r}")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive, got {tolerance}")
-    batch = batch_shape_of(y, energy.event_shape)
+    num_components = check_count("num_components", num_components)
+    if num_components > d:
+        raise ValueError(f"num_components must be at most d = {d}, got {num_components}")
+    max_iterations = check_count("max_iterations", max_iterations)
+    tolerance = check_positive("tolerance", tolerance)
+    batch = check_events("y", y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
     find = partial(
         _components,
@@ -343,7 +343,7 @@ def posterior_components(
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    found = in_chunks(find, (flat,), chunk_size, progress_bar)
+    found = in_chunks(lambda y: find(in_dtype_of(energy, y)), (flat,), chunk_size, progress_bar)
     return PosteriorComponents(*(a.reshape(*batch, *a.shape[1:]) for a in found))
 
 
@@ -429,21 +429,18 @@ def _over(fn, energy, y, chunk_size, progress_bar, shape=None):
     """fn(energy, chunk) over any batch; each result has y's shape, or `shape` behind the batch."""
     y = _checked(energy, y, chunk_size)
     flat = y.reshape(-1, *energy.event_shape)
-    out = in_chunks(partial(fn, energy), (flat,), chunk_size, progress_bar)
-    shape = y.shape if shape is None else (*batch_shape_of(y, energy.event_shape), *shape)
+    each = lambda y: fn(energy, in_dtype_of(energy, y))  # noqa: E731
+    out = in_chunks(each, (flat,), chunk_size, progress_bar)
+    shape = y.shape if shape is None else (*check_events("y", y, energy.event_shape), *shape)
     return jax.tree.map(lambda a: a.reshape(shape), out)
 
 
 def _checked(energy, y, chunk_size):
     check_energy(energy)
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive int, got {chunk_size!r}")
-    y = y if isinstance(y, jax.Array) else np.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(f"y must hold floats, got {y.dtype}")
-    batch_shape_of(y, energy.event_shape)
-    if not isinstance(y, Tracer) and not np.all(np.isfinite(y)):
-        raise ValueError("y must be finite, got NaN or infinity")
+    check_count("chunk_size", chunk_size)
+    y = check_floats("y", y)
+    check_events("y", y, energy.event_shape)
+    check_finite("y", y)
     return y
 
 

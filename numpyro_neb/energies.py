@@ -17,6 +17,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from numpyro_neb.activations import name_functions, restore_functions
+from numpyro_neb.checks import (
+    check_floats,
+    check_function,
+    check_network,
+    check_reals,
+    check_sizes,
+    finite,
+    kind,
+    positive,
+    positive_scalar,
+)
 
 _BUFFERS = ("sigma", "loc", "scale")
 
@@ -82,6 +93,7 @@ class AbstractEnergy(_Picklable):
 
     def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """-grad phi(y), close to grad log f(y), of shape `event_shape`."""
+        check_event(y, self.event_shape)
         return -jax.grad(self)(y)
 
     def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
@@ -140,7 +152,9 @@ class NetworkEnergy(AbstractEnergy):
         )
 
     def __check_init__(self):
-        _check_network(self.network, self.event_shape, ())
+        hint = "; eqx.nn.MLP gives a scalar with out_size='scalar'"
+        check_function("network", self.network)
+        check_network("network", self.network, self.event_shape, (), hint)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = network((y - loc) / scale)."""
@@ -202,7 +216,8 @@ class ResidualEnergy(AbstractEnergy):
         )
 
     def __check_init__(self):
-        _check_network(self.network, self.event_shape, self.event_shape)
+        check_function("network", self.network)
+        check_network("network", self.network, self.event_shape, self.event_shape)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = norm(y - r(y))^2 / (2 sigma^2)."""
@@ -269,16 +284,18 @@ class ConditionalEnergy(_Picklable):
         loc: ArrayLike = 0.0,
         scale: ArrayLike = 1.0,
     ):
-        low, high = (float(end) for end in sigma_range)
-        if not 0 < low < high < float("inf"):
+        ends = np.asarray(check_reals("sigma_range", sigma_range))
+        if ends.shape != (2,) or not 0 < ends[0] < ends[1] < np.inf:
             raise ValueError(f"sigma_range must be two rising, positive numbers, got {sigma_range}")
+        low, high = map(float, ends)
         self.network, self.sigma_range = network, (low, high)
         _, self.event_shape, self.loc, self.scale = _buffers(high, event_shape, loc, scale)
 
     def __check_init__(self):
         t = jnp.zeros(())
         network = lambda y: self.network(y, t)  # noqa: E731
-        _check_network(network if callable(self.network) else None, *[self.event_shape] * 2)
+        check_function("network", self.network)
+        check_network("network", network, self.event_shape, self.event_shape)
 
     def at(self, sigma: ArrayLike) -> ResidualEnergy:
         """The energy at one noise level.
@@ -370,23 +387,47 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
     return loc + jnp.sqrt(energy.scale**2 + energy.sigma**2) * noise
 
 
-def check_energy(energy: Any) -> None:
-    """Raises a TypeError that says how to wrap what is no `AbstractEnergy`."""
+def check_energy(energy: Any, *, conditional: bool = False) -> None:
+    """Raises an error unless `energy` is an `AbstractEnergy` whose value is a scalar.
+
+    Args:
+        energy: One energy, or several stacked along leading dimensions of their arrays.
+        conditional: Whether a `ConditionalEnergy` will do as well.
+
+    Raises:
+        TypeError: If it is no energy: the message says how to wrap a network or function.
+        ValueError: If its value is no scalar float. Nothing is computed to find that out.
+    """
     if isinstance(energy, ConditionalEnergy):
+        if conditional:
+            return
         raise TypeError(
             "energy must be one at one noise level, got a ConditionalEnergy: use energy.at(sigma)"
         )
     if isinstance(energy, type) or not isinstance(energy, AbstractEnergy):
-        got = f"the class {energy.__name__}" if isinstance(energy, type) else type(energy).__name__
         raise TypeError(
-            f"energy must be a numpyro_neb.AbstractEnergy, got {got}: wrap a network or function"
+            f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}: wrap a network or"
+            " function"
             " that returns a scalar as NetworkEnergy(network, sigma, event_shape), and one that"
             " returns an array of the event shape as ResidualEnergy(network, sigma, event_shape)"
         )
+    # Of the package's own it is known from their constructors.
+    if type(energy).__module__.partition(".")[0] != __package__:
+        stack = len(jnp.shape(energy.sigma))
+        one = jax.tree.map(lambda leaf: _without(leaf, stack), energy)
+        check_network("energy", one, energy.event_shape, (), ": its value is a scalar")
+
+
+def _without(leaf, stack):
+    """The shape of an array without so many leading dimensions."""
+    if not eqx.is_array(leaf):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype)
 
 
 def check_event(y: Float[Array, "..."], event_shape: tuple[int, ...]) -> None:
-    """Raises a ValueError where `y` is not one unbatched event."""
+    """Raises an error where `y` is not one unbatched event of floats."""
+    check_floats("y", y)
     if jnp.shape(y) != event_shape:
         raise ValueError(
             f"y must have the event shape {event_shape}, got {jnp.shape(y)};"
@@ -394,70 +435,21 @@ def check_event(y: Float[Array, "..."], event_shape: tuple[int, ...]) -> None:
         )
 
 
-def positive(name: str, value: Any) -> Float[Array, "..."]:
-    """`value` as a float array, checked to be positive and finite.
-
-    Args:
-        name: The argument's name, for the message.
-        value: A number or array; a traced one is checked when the program runs.
-
-    Raises:
-        ValueError: If a value that is known now is not positive and finite.
-    """
-    array = jnp.asarray(value, dtype=float)
-    if isinstance(value, Tracer):
-        wrong = ~(jnp.isfinite(array) & (array > 0))
-        return eqx.error_if(array, wrong, f"{name} must be positive and finite")
-    host = np.asarray(value, dtype=float)
-    if not np.all(host > 0):
-        raise ValueError(f"{name} must be positive, got {value}")
-    if not np.all(np.isfinite(host)):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return array
-
-
-def positive_scalar(name: str, value: Any) -> Float[Array, ""]:
-    """`positive`, for a scalar.
-
-    Raises:
-        ValueError: If `value` has dimensions or is not positive and finite.
-    """
-    if jnp.ndim(value) != 0:
-        raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
-    return positive(name, value)
+def in_dtype_of(
+    energy: "AbstractEnergy | ConditionalEnergy", y: Array | np.ndarray
+) -> Float[Array, "..."]:
+    """Data in the dtype in which the energy answers: float16 data are computed in the energy's."""
+    y = jnp.asarray(y)
+    return y.astype(jnp.result_type(y, getattr(energy, "sigma", energy.loc)))
 
 
 def _buffers(sigma, event_shape, loc, scale):
-    if isinstance(event_shape, int) or not all(isinstance(n, int) and n > 0 for n in event_shape):
-        raise ValueError(
-            f"event_shape must be a tuple of positive ints, as in (64,), got {event_shape}"
-        )
-    event_shape = tuple(event_shape)
+    event_shape = check_sizes("event_shape", event_shape)
     for name, value in (("loc", loc), ("scale", scale)):
-        if jnp.shape(value) not in ((), event_shape):
+        shape = check_reals(name, value).shape
+        if shape not in ((), event_shape):
             raise ValueError(
-                f"{name} must be a scalar or of the event shape {event_shape},"
-                f" got shape {jnp.shape(value)}"
+                f"{name} must be a scalar or of the event shape {event_shape}, got shape {shape}"
             )
-    loc = jnp.asarray(loc, dtype=float)
-    if not isinstance(loc, Tracer) and not np.all(np.isfinite(loc)):
-        raise ValueError(f"loc must be finite, got {loc}")
-    return positive_scalar("sigma", sigma), event_shape, loc, positive("scale", scale)
-
-
-def _check_network(network, event_shape, out_shape):
-    if not callable(network):
-        raise TypeError(f"network must be callable, got {type(network).__name__}")
-    y = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
-    try:
-        out = eqx.filter_eval_shape(network, y)
-    except Exception as error:
-        raise ValueError(
-            f"network must take one array of the event shape {event_shape}; it raised: {error}"
-        ) from error
-    if not hasattr(out, "shape") or out.shape != out_shape:
-        hint = "; eqx.nn.MLP gives a scalar with out_size='scalar'" if out_shape == () else ""
-        raise ValueError(
-            f"network must return an array of shape {out_shape},"
-            f" got {getattr(out, 'shape', type(out).__name__)}{hint}"
-        )
+    loc, scale = finite("loc", loc), positive("scale", scale)
+    return positive_scalar("sigma", sigma), event_shape, loc, scale

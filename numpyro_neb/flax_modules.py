@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from numpyro_neb.activations import find_function, function_name
+from numpyro_neb.checks import kind
 from numpyro_neb.energies import Frozen
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"module must be an instance of flax.nnx.Module, got {_kind(module)}")
+        raise TypeError(f"module must be an instance of flax.nnx.Module, got {kind(module)}")
     module = nnx.clone(module)
     module.eval()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
@@ -140,11 +141,11 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
     from flax import linen
 
     if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be an instance of flax.linen.Module, got {_kind(module)}")
+        raise TypeError(f"module must be an instance of flax.linen.Module, got {kind(module)}")
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError(
             'variables must be what module.init returned, with a collection "params",'
-            f" got {sorted(variables) if isinstance(variables, Mapping) else _kind(variables)}"
+            f" got {sorted(variables) if isinstance(variables, Mapping) else kind(variables)}"
         )
     rest = {name: value for name, value in variables.items() if name != "params"}
     params = _stored("variables", variables["params"])
@@ -196,7 +197,3 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         name = function_name(obj)
         return NotImplemented if name is None else (find_function, (name,))
-
-
-def _kind(value):
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator
 from math import sqrt
-from operator import index
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
-from jaxtyping import Array, Float
 from scipy.spatial.distance import pdist
 from scipy.special import gammaln
 from tqdm.auto import tqdm
+
+from numpyro_neb.checks import (
+    Numbers,
+    check_count,
+    check_finite,
+    check_positive,
+    check_reals,
+)
 
 
 class SphereOverlaps(NamedTuple):
@@ -85,9 +91,7 @@ class SphereShell(NamedTuple):
     width: float
 
 
-def sphere_overlaps(
-    x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"], *, progress_bar: bool = True
-) -> SphereOverlaps:
+def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
     """The overlaps chi_ij = norm(X_i - X_j) / (2 sqrt(d)) of the data's i-spheres.
 
     In high dimension the noisy samples Y of X_i lie on a thin shell about it, the i-sphere, of
@@ -95,13 +99,14 @@ def sphere_overlaps(
     blocks of 2,048 x 2,048, so that memory does not grow with n^2.
 
     Args:
-        x: Clean data, of shape (n, *event_shape), n at least 2.
+        x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
         The summary, in the data's units; it prints as a sentence, and `advice` is a paragraph.
 
     Raises:
+        TypeError: If x holds no real numbers.
         ValueError: If there are fewer than two points, or one is not finite.
 
     Reference:
@@ -141,19 +146,18 @@ def sphere_overlaps(
     )
 
 
-def critical_sigma(
-    x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"], *, progress_bar: bool = True
-) -> float:
+def critical_sigma(x: Numbers, *, progress_bar: bool = True) -> float:
     """sigma_c = max chi_ij, the noise at which the last two i-spheres meet.
 
     Args:
-        x: Clean data, of shape (n, *event_shape), n at least 2.
+        x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
         sigma_c, in the data's units.
 
     Raises:
+        TypeError: If x holds no real numbers.
         ValueError: If there are fewer than two points, or one is not finite.
 
     Reference:
@@ -168,7 +172,7 @@ def critical_sigma(
 
 
 def overlap_regimes(
-    x: Float[Array, "n *event"] | Float[np.ndarray, "n *event"],
+    x: Numbers,
     sigma: float,
     *,
     progress_bar: bool = True,
@@ -176,7 +180,7 @@ def overlap_regimes(
     """Which share of the pairs of i-spheres is apart, overlapping and contained at one sigma.
 
     Args:
-        x: Clean data, of shape (n, *event_shape), n at least 2.
+        x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
         sigma: The noise's standard deviation, positive.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
@@ -184,6 +188,7 @@ def overlap_regimes(
         The three shares, which sum to one; they print as a sentence.
 
     Raises:
+        TypeError: If x holds no real numbers, or sigma is none.
         ValueError: If there are fewer than two points, one is not finite, or sigma is not positive.
 
     Reference:
@@ -194,7 +199,7 @@ def overlap_regimes(
         >>> print(neb.overlap_regimes(np.array([[0.0], [2.0], [6.0]]), sigma=2.0))
         33.3% of the pairs are apart, 33.3% overlap, 33.3% are contained in one another
     """
-    x, sigma = _checked(x), _positive("sigma", sigma)
+    x, sigma = _checked(x), check_positive("sigma", sigma)
     apart = contained = total = 0
     for chi in _overlaps(x, progress_bar):
         apart += int(np.sum(sigma < chi))
@@ -214,6 +219,7 @@ def sphere_shell(dim: SupportsIndex, sigma: float) -> SphereShell:
         The mean and the standard deviation of norm(Y - X).
 
     Raises:
+        TypeError: If sigma is no real number.
         ValueError: If dim is not a positive int, or sigma is not positive.
 
     Reference:
@@ -225,9 +231,7 @@ def sphere_shell(dim: SupportsIndex, sigma: float) -> SphereShell:
         >>> print(f"{shell.radius:.2f} +- {shell.width:.2f}")
         8.40 +- 0.21
     """
-    if not hasattr(dim, "__index__") or index(dim) < 1:
-        raise ValueError(f"dim must be a positive int, got {dim!r}")
-    sigma, d = _positive("sigma", sigma), float(index(dim))
+    d, sigma = float(check_count("dim", dim)), check_positive("sigma", sigma)
     if d < 1000:
         mean = sqrt(2) * np.exp(gammaln((d + 1) / 2) - gammaln(d / 2))
         variance = d - mean**2
@@ -269,16 +273,9 @@ def _distances(a, b):
 
 
 def _checked(x) -> np.ndarray:
-    x = np.asarray(x)
+    x = np.asarray(check_reals("x", x))
     if x.ndim == 0 or len(x) < 2 or x.size == 0:
         raise ValueError(f"x must hold at least two points, got shape {x.shape}")
     x = x.reshape(len(x), -1).astype(float)
-    if not np.all(np.isfinite(x)):
-        raise ValueError("x must be finite, got NaN or infinity")
+    check_finite("x", x)
     return x - x.mean(0)
-
-
-def _positive(name, value) -> float:
-    if not 0 < value < np.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return float(value)

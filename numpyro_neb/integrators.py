@@ -7,10 +7,9 @@ from typing import ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_neb.checks import check_choice, check_count, check_positive
 from numpyro_neb.convolutions import for_compiled_loops
 
 
@@ -142,6 +141,7 @@ class ULA(AbstractIntegrator):
         step_size: sqrt(eta) in units of sigma, positive.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If step_size is not positive and finite.
 
     Reference:
@@ -156,7 +156,7 @@ class ULA(AbstractIntegrator):
     step_size: float | Float[Array, ""] = 0.1
 
     def __check_init__(self):
-        _check_positive("step_size", self.step_size)
+        check_positive("step_size", self.step_size)
 
     @classmethod
     def paper(cls) -> "ULA":
@@ -184,6 +184,7 @@ class MALA(AbstractIntegrator):
         step_size: sqrt(eta) in units of sigma, positive, as for `ULA`.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If step_size is not positive and finite.
 
     Reference:
@@ -200,7 +201,7 @@ class MALA(AbstractIntegrator):
     target_accept_prob: ClassVar[float | None] = 0.574
 
     def __check_init__(self):
-        _check_positive("step_size", self.step_size)
+        check_positive("step_size", self.step_size)
 
     def init(self, target, position, key):
         """The state at `position`; the key is not used."""
@@ -231,6 +232,7 @@ class BAOAB(AbstractIntegrator):
         initial_velocity: "gaussian", a draw from the stationary law N(0, I), or "zero".
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If step_size or friction is not positive and finite, or initial_velocity is
             neither of the two.
 
@@ -290,6 +292,7 @@ class ABOBA(AbstractIntegrator):
         initial_velocity: "gaussian", a draw from N(0, I), or "zero".
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If step_size or friction is not positive and finite, or initial_velocity is
             neither of the two.
 
@@ -353,6 +356,7 @@ class GHMC(AbstractIntegrator):
         initial_velocity: "gaussian", a draw from the stationary law N(0, I), or "zero".
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If step_size or friction is not positive and finite, or initial_velocity is
             neither of the two.
 
@@ -434,8 +438,11 @@ def walk(
 
     Returns:
         The last state, and the mean over the steps of `integrator.score`.
+
+    Raises:
+        ValueError: If num_steps is not a positive int.
     """
-    if num_steps == 1:
+    if check_count("num_steps", num_steps) == 1:
         state, energy_error = integrator.step(target, state, key)
         return state, integrator.score(energy_error)
 
@@ -477,18 +484,6 @@ def _kinetic(velocity):
 
 
 def _check_underdamped(integrator):
-    _check_positive("step_size", integrator.step_size)
-    _check_positive("friction", integrator.friction)
-    if integrator.initial_velocity not in ("gaussian", "zero"):
-        raise ValueError(
-            f"initial_velocity must be 'gaussian' or 'zero', got {integrator.initial_velocity!r}"
-        )
-
-
-def _check_positive(name, value):
-    if isinstance(value, Tracer):
-        return
-    if jnp.ndim(value) != 0 or not isinstance(value, int | float | jax.Array | np.generic):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < float(value) < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    check_positive("step_size", integrator.step_size)
+    check_positive("friction", integrator.friction)
+    check_choice("initial_velocity", integrator.initial_velocity, ("gaussian", "zero"))

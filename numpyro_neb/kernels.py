@@ -9,12 +9,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key
 
 from numpyro_neb.adaptation import Adaptation
+from numpyro_neb.checks import check_count, check_function, check_positive
 from numpyro_neb.densities import EnergyDensity, ModelDensity
 from numpyro_neb.energies import AbstractEnergy, check_energy
 from numpyro_neb.integrators import BAOAB, AbstractIntegrator, Target, WalkState, walk
@@ -112,6 +114,7 @@ class WalkJumpKernel(MCMCKernel):
         ValueError: If both or neither of energy and model are given, a number is out of its range,
             frozen has another shape than the event, or init_params another than above or is not
             finite.
+        FloatingPointError: If phi or its gradient is not finite where a walk starts.
 
     Reference:
         NEB algorithm 1.
@@ -149,15 +152,16 @@ class WalkJumpKernel(MCMCKernel):
             raise ValueError("one of energy and model must be given, and not both")
         if self.model is None:
             check_energy(self.energy)
-        elif not callable(self.model):
-            raise TypeError(f"model must be callable, got {type(self.model).__name__}")
+        else:
+            check_function("model", self.model)
+        check_function("init_strategy", self.init_strategy)
         if not isinstance(self.integrator, AbstractIntegrator):
             raise TypeError(
                 "integrator must be one of numpyro_neb.integrators, as in BAOAB(step_size=1.0),"
                 f" got {self.integrator!r}"
             )
-        if not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise ValueError(f"num_steps must be a positive int, got {self.num_steps!r}")
+        # As plain numbers, which compare, hash and are written to files.
+        object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()
         self._check_frozen()
 
@@ -189,7 +193,9 @@ class WalkJumpKernel(MCMCKernel):
             init_params = walker.density.position(init_params, chains)
         # A model's arguments would be constants of a compiled function: compiled anew each time.
         first = _first_state if self.model is not None else _compiled_first_state
-        return first(walker, rng_key, init_params)
+        state = first(walker, rng_key, init_params)
+        _check_start("energy" if self.model is None else "model", state)
+        return state
 
     def sample(
         self,
@@ -261,12 +267,10 @@ class WalkJumpKernel(MCMCKernel):
     def _check_numbers(self):
         for name in ("inverse_temperature", "max_score", "max_bias", "target_accept_prob"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < np.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name in ("max_bias", "target_accept_prob"):
-            value = getattr(self, name)
-            if value is not None and value >= 1:
-                raise ValueError(f"{name} must be below 1, got {value}")
+            if value is None and name in ("max_score", "target_accept_prob"):
+                continue
+            below = 1 if name in ("max_bias", "target_accept_prob") else np.inf
+            object.__setattr__(self, name, check_positive(name, value, below))
         metropolis = self.integrator.target_accept_prob is not None
         if self.target_accept_prob is not None and not metropolis:
             raise ValueError(
@@ -390,6 +394,19 @@ def _first_state(walker, rng_key, position):
     unit = density.unit() / walker.inverse_temperature**0.5
     one = functools.partial(walker.init, unit=unit)
     return (jax.vmap(one) if batched else one)(keys[0], keys[2], position)
+
+
+def _check_start(name, state):
+    """A walk that begins where there is no density would stay there."""
+    diverging = state.diverging
+    if isinstance(diverging, Tracer) or not diverging.is_fully_addressable:
+        return
+    if np.any(diverging):
+        chain = int(np.argmax(diverging))
+        raise FloatingPointError(
+            f"{name} must have a finite value and gradient where the walk starts, got"
+            f" {-np.ravel(state.lp)[chain]} in chain {chain}: look at init_params, or at the {name}"
+        )
 
 
 _compiled_first_state = eqx.filter_jit(_first_state)

@@ -10,10 +10,20 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_neb.batching import batch_shape_of, in_chunks
+from numpyro_neb.batching import in_chunks
+from numpyro_neb.checks import (
+    check_choice,
+    check_count,
+    check_events,
+    check_finite,
+    check_floats,
+    check_positive,
+    check_reals,
+    check_rows,
+)
 from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.empirical_bayes import posterior_components
-from numpyro_neb.energies import AbstractEnergy, check_energy
+from numpyro_neb.energies import AbstractEnergy, check_energy, in_dtype_of
 
 Cues = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -80,6 +90,7 @@ def recall(
         TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
         ValueError: If y is of another shape or not finite, flow is neither, tolerance is not
             positive, or a count is not a positive int.
+        FloatingPointError: If phi is NaN or infinite at every cue.
 
     Reference:
         NEB section 5.
@@ -93,10 +104,10 @@ def recall(
         >>> found.stable
         Array([ True,  True], dtype=bool)
     """
-    y = _checked(energy, y, tolerance, max_steps, chunk_size)
-    if flow not in _FLOWS:
-        raise ValueError(f"flow must be one of {sorted(_FLOWS)}, got {flow!r}")
-    batch = batch_shape_of(y, energy.event_shape)
+    y = _checked(energy, y, max_steps=max_steps, chunk_size=chunk_size)
+    tolerance = check_positive("tolerance", tolerance)
+    check_choice("flow", flow, tuple(_FLOWS))
+    batch = check_events("y", y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
     run = partial(_FLOWS[flow], energy, max_steps=max_steps)
 
@@ -106,6 +117,7 @@ def recall(
 
     tolerances = jnp.full(len(flat), tolerance, flat.dtype)
     found = settle(flat, tolerances)
+    _check_energies(energy, flat, found.energies)
     unsure = found.converged & (found.curvatures < _FINER * tolerance)
     if isinstance(unsure, Tracer) or np.any(unsure):
         further = settle(found.ends, jnp.where(unsure, tolerances / _FINER, tolerances))
@@ -225,11 +237,9 @@ def find_memories(
         >>> print(found)
         2 memories of 3 cues; basins of 2, 1
     """
-    if not merge_distance > 0:
-        raise ValueError(f"merge_distance must be positive, got {merge_distance}")
+    merge_distance = check_positive("merge_distance", merge_distance)
     check_energy(energy)
-    if jnp.ndim(y) != 1 + len(energy.event_shape):
-        raise ValueError(f"y must have shape (n, *{energy.event_shape}), got {jnp.shape(y)}")
+    check_rows("y", check_floats("y", y), energy.event_shape)
     settings = {"flow": flow, "tolerance": tolerance, "max_steps": max_steps}
     recalled = recall(energy, y, chunk_size=chunk_size, progress_bar=progress_bar, **settings)
     found: Any = jax.tree.map(np.asarray, recalled)
@@ -291,12 +301,12 @@ def follow(
         >>> jnp.allclose(path[:, 0], jnp.exp(jnp.array([0.0, -1.0])), atol=1e-4)
         Array(True, dtype=bool)
     """
-    y = _checked(energy, y, 1.0, max_steps, 1)
-    times = np.asarray(times)
+    y = _checked(energy, y, max_steps=max_steps)
+    times = np.asarray(check_reals("times", times))
     rising = times.ndim == 1 and len(times) > 0 and times[0] >= 0 and np.all(np.diff(times) > 0)
     if not rising or not np.all(np.isfinite(times)):
         raise ValueError(f"times must be finite, rising and not negative, got {times}")
-    batch = batch_shape_of(y, energy.event_shape)
+    batch = check_events("y", y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
     paths: Any = _paths(energy, flat, jnp.asarray(times, y.dtype), max_steps)
     if not np.all(np.isfinite(paths)):
@@ -381,19 +391,23 @@ def _jumps(energy, y, tolerances, max_steps):
 _FLOWS = {"gradient": _gradient_flow, "jump": _jumps}
 
 
-def _checked(energy, y, tolerance, *counts):
+def _check_energies(energy, cues, energies):
+    """Raises an error where nothing was found because the energy has no value at any cue."""
+    if isinstance(energies, Tracer) or np.any(np.isfinite(energies)):
+        return
+    at_cues = np.asarray(jax.vmap(energy)(cues))
+    if len(at_cues) and not np.any(np.isfinite(at_cues)):
+        raise FloatingPointError(
+            f"energy must be finite at the cues y, got {at_cues[0]} at all {len(at_cues)} of them"
+        )
+
+
+def _checked(energy, y, **counts):
     """The cues, in the dtype in which the energy answers."""
     check_energy(energy)
-    y = y if isinstance(y, jax.Array) else np.asarray(y)
-    if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(f"y must hold floats, got {y.dtype}")
-    batch_shape_of(y, energy.event_shape)
-    if not isinstance(y, Tracer) and not np.all(np.isfinite(y)):
-        raise ValueError("y must be finite, got NaN or infinity")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive, got {tolerance}")
-    for name, count in zip(("max_steps", "chunk_size"), counts, strict=True):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive int, got {count!r}")
-    y = jnp.asarray(y)
-    return y.astype(jnp.result_type(y, energy.sigma))
+    y = check_floats("y", y)
+    check_events("y", y, energy.event_shape)
+    check_finite("y", y)
+    for name, count in counts.items():
+        check_count(name, count)
+    return in_dtype_of(energy, y)

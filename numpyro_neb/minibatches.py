@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from numpyro_neb.checks import check_finite, check_floats, check_rows
 from numpyro_neb.devices import Devices, digest
 
 
@@ -68,22 +69,16 @@ def minibatches_of(
 
 def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
     """The data as an array on the device, once known to be finite floats of that shape."""
-    data = data if isinstance(data, jax.Array) else np.asarray(data)
-    check_shape(name, data, event_shape)
-    if not np.all(np.isfinite(data)):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    data = check_shape(name, data, event_shape)
+    check_finite(name, data)
     return jnp.asarray(data)
 
 
-def check_shape(name: str, data: Any, event_shape: tuple[int, ...]) -> None:
-    """Raises an error unless the data are floats of shape (n, *event_shape)."""
-    if not jnp.issubdtype(data.dtype, jnp.floating):
-        raise TypeError(f"{name} must hold floats, got {data.dtype}: scale it first")
-    if data.ndim == 0 or len(data) == 0 or data.shape[1:] != event_shape:
-        raise ValueError(
-            f"{name} must have shape (n, *event_shape) with event shape {event_shape}"
-            f" and n at least 1, got {data.shape}"
-        )
+def check_shape(name: str, data: Any, event_shape: tuple[int, ...]) -> Array | np.ndarray:
+    """The data as an array, once known to be floats of shape (n, *event_shape)."""
+    data = check_floats(name, data)
+    check_rows(name, data, event_shape)
+    return data
 
 
 def _is_on_disk(data):
@@ -109,9 +104,7 @@ def _given(batches, event_shape, start, devices):
         before = count
         for batch in batches:
             if count >= start:
-                array = batch if isinstance(batch, jax.Array) else np.asarray(batch)
-                check_shape("a batch of data", array, event_shape)
-                yield devices.from_parts(array)
+                yield devices.from_parts(check_shape("a batch of data", batch, event_shape))
             count += 1
         if once or count == before:
             raise ValueError(

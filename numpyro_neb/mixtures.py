@@ -12,7 +12,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb.energies import AbstractEnergy, check_event, positive_scalar
+from numpyro_neb.checks import check_key, check_reals, finite, positive_scalar
+from numpyro_neb.energies import AbstractEnergy, check_event
 
 
 class MixtureEnergy(AbstractEnergy):
@@ -71,7 +72,7 @@ class MixtureEnergy(AbstractEnergy):
         log_weights: ArrayLike | None = None,
         covariances: ArrayLike | None = None,
     ):
-        locs = _finite("locs", locs)
+        locs = finite("locs", locs)
         if locs.ndim == 0 or locs.size == 0:
             raise ValueError(
                 f"locs must have shape (K, *event_shape), none empty, got {locs.shape}"
@@ -97,6 +98,7 @@ class MixtureEnergy(AbstractEnergy):
 
     def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """-grad phi(y), the components' scores averaged by their responsibilities."""
+        check_event(y, self.event_shape)
         if self.spreads is None:
             return (self.denoise(y) - y) / self.sigma**2
 
@@ -138,6 +140,7 @@ class MixtureEnergy(AbstractEnergy):
         Returns:
             An array of shape (*shape, *event_shape).
         """
+        check_key(key)
         key_component, key_within, key_noise = jax.random.split(key, 3)
         index = jax.random.categorical(key_component, self.log_weights, shape=shape)
         y = self.locs[index]
@@ -272,17 +275,10 @@ def _ones(part):
 _product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def _finite(name, value):
-    array = jnp.asarray(value, dtype=float)
-    if not isinstance(array, Tracer) and not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return array
-
-
 def _normalised(log_weights, count):
     if log_weights is None:
         return jnp.full((count,), -jnp.log(count), dtype=float)
-    log_weights = jnp.asarray(log_weights, dtype=float)
+    log_weights = jnp.asarray(check_reals("log_weights", log_weights), dtype=float)
     if log_weights.shape != (count,):
         raise ValueError(f"log_weights must have shape ({count},), got {log_weights.shape}")
     total = jax.nn.logsumexp(log_weights)
@@ -294,7 +290,7 @@ def _normalised(log_weights, count):
 def _factorised(covariances, shape):
     if covariances is None:
         return None, None
-    covariances = _finite("covariances", covariances)
+    covariances = finite("covariances", covariances)
     if covariances.shape != shape:
         raise ValueError(f"covariances must have shape {shape}, got {covariances.shape}")
     spreads, axes = jnp.linalg.eigh(covariances)

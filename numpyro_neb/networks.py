@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_neb.checks import check_choice, check_count, check_function, check_key, check_sizes
 from numpyro_neb.flax_modules import from_linen, from_nnx
 
 __all__ = ["MLP", "ConvNet", "UNet", "from_linen", "from_nnx"]
@@ -30,7 +31,9 @@ class MLP(eqx.Module):
         key: A JAX random key, for the initial weights.
 
     Raises:
-        ValueError: If `out` is neither "event" nor "scalar", or t is missing or not wanted.
+        TypeError: If activation is not callable, or key is no random key.
+        ValueError: If `out` is neither "event" nor "scalar", a size is not a positive int (depth
+            may be zero), or t is missing or not wanted.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -55,9 +58,12 @@ class MLP(eqx.Module):
         conditional: bool = False,
         key: PRNGKeyArray,
     ):
-        if out not in ("event", "scalar"):
-            raise ValueError(f"out must be 'event' or 'scalar', got {out!r}")
-        self.event_shape, self.out, self.conditional = tuple(event_shape), out, conditional
+        check_choice("out", out, ("event", "scalar"))
+        check_function("activation", activation)
+        check_key(key)
+        self.event_shape = check_sizes("event_shape", event_shape)
+        self.out, self.conditional = out, conditional
+        width_size, depth = check_count("width_size", width_size), check_count("depth", depth, 0)
         size = prod(self.event_shape)
         out_size = size if out == "event" else "scalar"
         in_size = size + conditional
@@ -92,6 +98,7 @@ class ConvNet(eqx.Module):
         key: A JAX random key, for the initial weights.
 
     Raises:
+        TypeError: If activation is not callable, or key is no random key.
         ValueError: If the event is no image, a size is not a positive int, or t is missing or not
             wanted.
 
@@ -127,10 +134,12 @@ class ConvNet(eqx.Module):
         key: PRNGKeyArray,
     ):
         planes, height, width = _image_shape(event_shape)
-        self.event_shape, self.channels = tuple(event_shape), tuple(channels)
-        self.bottleneck, self.stride = bottleneck, stride
+        self.event_shape, self.channels = tuple(event_shape), _channels(channels)
+        self.bottleneck = check_count("bottleneck", bottleneck)
+        self.stride = check_count("stride", stride)
+        check_function("activation", activation)
+        check_key(key)
         self.activation, self.conditional = activation, conditional
-        _check_sizes(channels=self.channels, bottleneck=(bottleneck,), stride=(stride,))
         keys = jax.random.split(key, len(self.channels) + 2)
         sizes = (planes + conditional, *self.channels)
         self.convolutions = tuple(
@@ -175,6 +184,7 @@ class UNet(eqx.Module):
         key: A JAX random key, for the initial weights.
 
     Raises:
+        TypeError: If activation is not callable, or key is no random key.
         ValueError: If the event is no image, a size is not a positive int or does not divide, or t
             is missing or not wanted.
 
@@ -214,10 +224,12 @@ class UNet(eqx.Module):
         key: PRNGKeyArray,
     ):
         planes, height, width = _image_shape(event_shape)
-        self.event_shape, self.channels = tuple(event_shape), tuple(channels)
-        self.num_blocks, self.patch_size = num_blocks, patch_size
+        self.event_shape, self.channels = tuple(event_shape), _channels(channels)
+        self.num_blocks = check_count("num_blocks", num_blocks)
+        self.patch_size = check_count("patch_size", patch_size)
+        check_function("activation", activation)
+        check_key(key)
         self.activation, self.conditional = activation, conditional
-        _check_sizes(channels=self.channels, num_blocks=(num_blocks,), patch_size=(patch_size,))
         multiple = patch_size * 2 ** (len(self.channels) - 1)
         if height % multiple or width % multiple:
             raise ValueError(
@@ -297,16 +309,16 @@ def _planes(network, y, t):
 
 
 def _image_shape(event_shape):
-    shape = tuple(event_shape)
-    if len(shape) not in (2, 3) or min(shape) < 1:
+    shape = check_sizes("event_shape", event_shape)
+    if len(shape) not in (2, 3):
         raise ValueError(
-            "event_shape must be (height, width) or (channels, height, width), all positive, got"
-            f" {shape}"
+            f"event_shape must be (height, width) or (channels, height, width), got {shape}"
         )
     return (1, *shape)[-3:]
 
 
-def _check_sizes(**sizes):
-    for name, values in sizes.items():
-        if not values or not all(isinstance(value, int) and value > 0 for value in values):
-            raise ValueError(f"{name} must be positive, of type int, got {values}")
+def _channels(channels):
+    sizes = check_sizes("channels", channels)
+    if not sizes:
+        raise ValueError("channels must be those of at least one level, got ()")
+    return sizes

@@ -1,24 +1,28 @@
 """Normal means: the law of X from noisy observations alone, by nonparametric maximum likelihood."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 from scipy.optimize import nnls
 from scipy.special import logsumexp, softmax
 from tqdm.auto import tqdm
 
+from numpyro_neb.checks import (
+    Numbers,
+    check_count,
+    check_finite,
+    check_key,
+    check_positive,
+    check_reals,
+)
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.posteriors import MixturePosterior
-
-Numbers = ArrayLike | Sequence
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,6 +115,7 @@ class MixtureFit:
             is `log_likelihood`, the one of held-out data.
 
         Raises:
+            TypeError: As `fit_mixture`.
             ValueError: As `fit_mixture`.
         """
         y, sigma = _checked(y, sigma)
@@ -121,6 +126,7 @@ class MixtureFit:
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Draws of X given Y=y for each observation, of shape (*shape, n, *event_shape)."""
+        check_key(key)
         return self.posterior.sample(key, shape)
 
     def __repr__(self) -> str:
@@ -190,6 +196,7 @@ def fit_mixture(
         `.posterior_second_moment` and `.lfsr` of each observation; `.predict` for others.
 
     Raises:
+        TypeError: If y, sigma, locs or max_gap holds anything but real numbers.
         ValueError: If y is empty or not finite, sigma is not positive or of another shape, or locs
             does not fit y.
 
@@ -211,9 +218,8 @@ def fit_mixture(
         1052, 65
     """
     y, sigma = _checked(y, sigma)
-    for name, value, kind in (("max_gap", max_gap, float), ("max_iterations", max_iterations, int)):
-        if isinstance(value, bool) or not isinstance(value, kind | int) or not value > 0:
-            raise ValueError(f"{name} must be a positive {kind.__name__}, got {value!r}")
+    max_gap = check_positive("max_gap", max_gap)
+    max_iterations = check_count("max_iterations", max_iterations)
     candidates = _candidates(y, sigma, locs)
     kernel = _Kernel(y.reshape(len(y), -1), sigma, candidates.reshape(len(candidates), -1))
     with tqdm(total=max_iterations, disable=not progress_bar, delay=1, desc="fit_mixture") as bar:
@@ -383,11 +389,10 @@ def _newton_step(ratios, start):
 
 def _candidates(y, sigma, locs):
     if locs is not None:
-        locs = np.asarray(locs, float)
+        locs = np.asarray(check_reals("locs", locs), float)
         if locs.ndim != y.ndim or locs.shape[1:] != y.shape[1:] or len(locs) == 0:
             raise ValueError(f"locs must have shape {_shape('K', y.shape[1:])}, got {locs.shape}")
-        if not np.all(np.isfinite(locs)):
-            raise ValueError("locs must be finite, got NaN or infinity")
+        check_finite("locs", locs)
         return np.unique(locs, axis=0)
     if y.ndim > 1:
         return np.unique(y, axis=0)
@@ -432,11 +437,11 @@ def _shape(first, rest):
 
 
 def _checked(y, sigma):
-    y, sigma = np.asarray(y, float), np.asarray(sigma, float)
+    y = np.asarray(check_reals("y", y), float)
+    sigma = np.asarray(check_reals("sigma", sigma), float)
     if y.ndim == 0 or y.size == 0:
         raise ValueError(f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
-    if not np.all(np.isfinite(y)):
-        raise ValueError(f"y must be finite, got {y[~np.isfinite(y)][0]}")
+    check_finite("y", y)
     if sigma.shape not in ((), (len(y),)):
         raise ValueError(f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
     if not np.all(np.isfinite(sigma) & (sigma > 0)):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 from tqdm.auto import tqdm
 
+from numpyro_neb.checks import check_count, check_key
 from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position
 from numpyro_neb.integrators import GHMC, Target, WalkState, walk
 
@@ -77,7 +78,7 @@ def log_normalizer(
         The estimate of log Z and its standard error, scalars.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`.
+        TypeError: If `energy` is no `AbstractEnergy`, or key is no random key.
         ValueError: If it is a stack of energies, or a count is no int or too small.
         FloatingPointError: If phi is NaN or -infinity at a particle, or +infinity at all of them.
 
@@ -103,10 +104,10 @@ def log_normalizer(
         >>> log_density = -energy(jnp.array(0.5)) - value
     """
     check_energy(energy)
-    counts = {"num_particles": (num_particles, 2), "num_temperatures": (num_temperatures, 2)}
-    for name, (count, least) in (counts | {"num_steps": (num_steps, 1)}).items():
-        if not isinstance(count, int) or count < least:
-            raise ValueError(f"{name} must be an int of at least {least}, got {count!r}")
+    check_key(key)
+    num_particles = check_count("num_particles", num_particles, 2)
+    num_temperatures = check_count("num_temperatures", num_temperatures, 2)
+    num_steps = check_count("num_steps", num_steps)
     if jnp.ndim(energy.sigma) != 0:
         raise ValueError(
             "energy must be a single one, with a scalar sigma, got a stack of shape"

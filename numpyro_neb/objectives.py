@@ -5,7 +5,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
+from numpyro_neb.checks import check_count, check_finite, check_floats, check_key, check_rows
+from numpyro_neb.energies import (
+    AbstractEnergy,
+    ConditionalEnergy,
+    check_energy,
+    in_dtype_of,
+    trainable,
+)
 
 
 def denoising_loss(
@@ -29,6 +36,10 @@ def denoising_loss(
         The squared error, summed over coordinates and averaged over the batch, in the data's units
         squared; for a `ConditionalEnergy` in units of sigma^2.
 
+    Raises:
+        TypeError: If `energy` is no energy, x holds no floats, or key is no random key.
+        ValueError: If x is not of that shape, or one that is known now is not finite.
+
     Reference:
         NEB equation 8; Vincent 2011; Hyvarinen 2005.
 
@@ -39,6 +50,8 @@ def denoising_loss(
         >>> bool(loss < 1e-6)  # the noise is far too small to mistake one point for the other
         True
     """
+    check_energy(energy, conditional=True)
+    check_key(key)
     energy, x = _fixed(energy), _batch("x", energy, x)
     if isinstance(energy, ConditionalEnergy):
         key, key_level = jax.random.split(key)
@@ -81,7 +94,9 @@ def sure_loss(
         The estimate, averaged over the batch, in the data's units squared. It may be negative.
 
     Raises:
-        ValueError: If y is not of that shape, or num_probes is not a positive int.
+        TypeError: If `energy` is no `AbstractEnergy`, y holds no floats, or key is no random key.
+        ValueError: If y is not of that shape, one that is known now is not finite, or num_probes is
+            not a positive int.
 
     Reference:
         Stein, Estimation of the mean of a multivariate normal distribution, Annals of Statistics 9
@@ -95,9 +110,10 @@ def sure_loss(
         >>> print(f"{loss:.1f}")  # sigma^2 s^2 / (sigma^2 + s^2) in each of two dimensions
         1.0
     """
-    if num_probes is not None and (not isinstance(num_probes, int) or num_probes < 1):
-        raise ValueError(f"num_probes must be a positive int, got {num_probes!r}")
+    if num_probes is not None:
+        check_count("num_probes", num_probes)
     check_energy(energy)
+    check_key(key)
     energy, y = _fixed(energy), _batch("y", energy, y)
     size = y[0].size
     if num_probes is None and size <= _EXACT:
@@ -126,9 +142,7 @@ def _fixed(energy):
 
 
 def _batch(name, energy, data):
-    if jnp.ndim(data) == 0 or jnp.shape(data)[1:] != energy.event_shape:
-        raise ValueError(
-            f"{name} must have shape (batch, *event_shape) with event shape {energy.event_shape},"
-            f" got {jnp.shape(data)}"
-        )
-    return data
+    data = check_floats(name, data)
+    check_rows(name, data, energy.event_shape, "batch")
+    check_finite(name, data)
+    return in_dtype_of(energy, data)

@@ -6,17 +6,22 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 
+from numpyro_neb.checks import (
+    Numbers,
+    check_count,
+    check_finite,
+    check_positive,
+    check_reals,
+    kind,
+)
 from numpyro_neb.energies import AbstractEnergy, check_energy
 from numpyro_neb.geometry import SphereOverlaps
 from numpyro_neb.memories import FoundMemories
 
-Images = Float[Array, "n height width"] | Float[np.ndarray, "n height width"]
 
-
-def denoising(clean: Images, noisy: Images, jump: Images, *, ax: Axes | None = None) -> Axes:
+def denoising(clean: Numbers, noisy: Numbers, jump: Numbers, *, ax: Axes | None = None) -> Axes:
     """Three rows of images: clean, noisy, and the jump from the noisy one.
 
     Args:
@@ -29,25 +34,29 @@ def denoising(clean: Images, noisy: Images, jump: Images, *, ax: Axes | None = N
         The axes.
 
     Raises:
-        ValueError: If the shapes differ or are not (n, height, width).
+        TypeError: If they are no real numbers.
+        ValueError: If the shapes differ or are not (n, height, width), or one is not finite.
 
     Example:
         >>> import numpy as np, numpyro_neb as neb
         >>> x = np.random.default_rng(0).random((5, 8, 8))
         >>> ax = neb.plots.denoising(x, x, x)
     """
-    images = np.stack([_images("clean", clean), _images("noisy", noisy), _images("jump", jump)])
+    named = {"clean": clean, "noisy": noisy, "jump": jump}
+    rows = [_images(name, value, "n, height, width") for name, value in named.items()]
+    for name, row in zip(named, rows, strict=True):
+        if row.shape != rows[0].shape:
+            raise ValueError(
+                f"{name} must have the shape of clean, {rows[0].shape}, got {row.shape}"
+            )
+    images = np.stack(rows)
     ax = _grid(images, ax, limits=_range(images[0]))
     height = images.shape[2] + 1
     ax.set_yticks([height * (row + 0.5) for row in range(3)], ["clean $x$", "noisy $y$", "jump"])
     return ax
 
 
-def walk_jump(
-    x: Float[Array, "chains draws height width"] | Float[np.ndarray, "chains draws height width"],
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
     """The jumps along each chain: a row a chain, time from left to right.
 
     Args:
@@ -58,15 +67,14 @@ def walk_jump(
         The axes.
 
     Raises:
-        ValueError: If x is not of that shape.
+        TypeError: If x holds no real numbers.
+        ValueError: If x is not of that shape, or not finite.
 
     Example:
         >>> import numpy as np, numpyro_neb as neb
         >>> ax = neb.plots.walk_jump(np.random.default_rng(0).random((4, 10, 8, 8)))
     """
-    images = np.asarray(x)
-    if images.ndim != 4:
-        raise ValueError(f"x must have shape (chains, draws, height, width), got {images.shape}")
+    images = _images("x", x, "chains, draws, height, width")
     ax = _grid(images, ax, limits=tuple(np.quantile(images, (0.01, 0.99))))
     height = images.shape[2] + 1
     names = [f"chain {chain}" for chain in range(len(images))]
@@ -75,11 +83,7 @@ def walk_jump(
     return ax
 
 
-def recall_paths(
-    paths: Float[Array, "cues times height width"] | Float[np.ndarray, "cues times height width"],
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+def recall_paths(paths: Numbers, *, ax: Axes | None = None) -> Axes:
     """What `memories.follow` saw: a row a cue, from the cue on the left to its memory.
 
     Args:
@@ -90,15 +94,14 @@ def recall_paths(
         The axes.
 
     Raises:
-        ValueError: If paths is not of that shape.
+        TypeError: If paths holds no real numbers.
+        ValueError: If paths is not of that shape, or not finite.
 
     Example:
         >>> import numpy as np, numpyro_neb as neb
         >>> ax = neb.plots.recall_paths(np.random.default_rng(0).random((3, 6, 8, 8)))
     """
-    images = np.asarray(paths)
-    if images.ndim != 4:
-        raise ValueError(f"paths must have shape (cues, times, height, width), got {images.shape}")
+    images = _images("paths", paths, "cues, times, height, width")
     # The scale of the memories: the noise of a cue would make them grey.
     ax = _grid(images, ax, limits=_range(images[:, -1]))
     height = images.shape[2] + 1
@@ -122,7 +125,8 @@ def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None)
         The axes.
 
     Raises:
-        ValueError: If the memories are no images, there is none, or columns is not positive.
+        TypeError: If found is no `FoundMemories`.
+        ValueError: If the memories are no images, there is none, or columns is not a positive int.
 
     Example:
         >>> import jax, numpyro_neb as neb
@@ -130,12 +134,11 @@ def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None)
         >>> energy = neb.MixtureEnergy(patterns, sigma=0.2)
         >>> ax = neb.plots.memories(neb.memories.find_memories(energy, patterns))
     """
-    attractors = _images("found.attractors", found.attractors)
-    if len(attractors) == 0:
+    _check_type("found", found, FoundMemories)
+    if len(found.attractors) == 0:
         raise ValueError("found must hold at least one memory, got none")
-    if columns < 1:
-        raise ValueError(f"columns must be positive, got {columns}")
-    columns = min(columns, len(attractors))
+    attractors = _images("found.attractors", found.attractors, "n, height, width")
+    columns = min(check_count("columns", columns), len(attractors))
     rows = -(-len(attractors) // columns)
     count, height, width = attractors.shape
     # Room for the text under each.
@@ -166,11 +169,18 @@ def overlaps(
     Returns:
         The axes.
 
+    Raises:
+        TypeError: If summary is no `SphereOverlaps`, or sigma no number.
+        ValueError: If sigma is not positive and finite.
+
     Example:
         >>> import numpy as np, numpyro_neb as neb
         >>> x = np.random.default_rng(0).normal(size=(50, 10))
         >>> ax = neb.plots.overlaps(neb.sphere_overlaps(x), sigma=0.5)
     """
+    _check_type("summary", summary, SphereOverlaps)
+    if sigma is not None:
+        sigma = check_positive("sigma", sigma)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
     shares = summary.counts / (summary.num_pairs * np.diff(summary.edges))
@@ -189,7 +199,7 @@ def landscape(
     energy: AbstractEnergy,
     limits: tuple[tuple[float, float], tuple[float, float]],
     *,
-    walk: Float[Array, "draws 2"] | Float[np.ndarray, "draws 2"] | None = None,
+    walk: Numbers | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """An energy in two dimensions: its level lines and flow, and a walk with its jumps.
@@ -204,8 +214,9 @@ def landscape(
         The axes.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`.
-        ValueError: If the energy or the walk is not in two dimensions.
+        TypeError: If `energy` is no `AbstractEnergy`, or limits or walk are no real numbers.
+        ValueError: If the energy or the walk is not in two dimensions, limits are not rising, or a
+            number is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -216,6 +227,11 @@ def landscape(
     check_energy(energy)
     if energy.event_shape != (2,):
         raise ValueError(f"energy must have the event shape (2,), got {energy.event_shape}")
+    edges = np.asarray(check_reals("limits", limits))
+    check_finite("limits", edges)
+    if edges.shape != (2, 2) or np.any(edges[:, 0] >= edges[:, 1]):
+        raise ValueError(f"limits must be ((low, high), (low, high)), rising, got {limits}")
+    y = None if walk is None else _walk(walk)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 4), layout="constrained")
     across, along = (np.linspace(*edges, 60, dtype=np.float32) for edges in limits)
@@ -224,10 +240,7 @@ def landscape(
     ax.contour(across, along, phi, levels=20, cmap="Greys_r", linewidths=0.6)
     flow = np.asarray(score).transpose(2, 0, 1)
     ax.streamplot(across, along, *flow, density=0.8, color="C0", linewidth=0.4, arrowsize=0.6)
-    if walk is not None:
-        y = np.asarray(walk)
-        if y.ndim != 2 or y.shape[1] != 2:
-            raise ValueError(f"walk must have shape (draws, 2), got {y.shape}")
+    if y is not None:
         jump = np.asarray(jax.vmap(energy.denoise)(jnp.asarray(y)))
         ax.plot(*y.T, color="C1", linewidth=0.8, marker=".", label="walk $y$")
         arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
@@ -241,11 +254,27 @@ def _range(images: np.ndarray) -> tuple[float, float]:
     return float(images.min()), float(images.max())
 
 
-def _images(name: str, array: Any) -> np.ndarray:
-    array = np.asarray(array)
-    if array.ndim != 3:
-        raise ValueError(f"{name} must have shape (n, height, width), got {array.shape}")
+def _images(name: str, value: Any, axes: str) -> np.ndarray:
+    array = np.asarray(check_reals(name, value))
+    if array.ndim != len(axes.split(", ")):
+        raise ValueError(f"{name} must have shape ({axes}), got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} must hold at least one pixel, got shape {array.shape}")
+    check_finite(name, array)
     return array
+
+
+def _walk(value):
+    y = np.asarray(check_reals("walk", value))
+    if y.ndim != 2 or y.shape[1] != 2:
+        raise ValueError(f"walk must have shape (draws, 2), got {y.shape}")
+    check_finite("walk", y)
+    return y.astype(np.result_type(y, np.float32))
+
+
+def _check_type(name, value, wanted):
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name} must be a {wanted.__name__}, got {kind(value)}")
 
 
 def _grid(images: np.ndarray, ax: Axes | None, limits: tuple[float, float]) -> Axes:

@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
-from numpyro_neb.batching import batch_shape_of
+from numpyro_neb.checks import check_events, check_key, check_positive, positive
 from numpyro_neb.convolutions import for_compiled_loops
-from numpyro_neb.energies import AbstractEnergy, positive
+from numpyro_neb.energies import AbstractEnergy
 from numpyro_neb.mixtures import MixtureEnergy
 
 
@@ -48,8 +48,7 @@ class _Posterior(Distribution):
         Raises:
             ValueError: If probability is not between 0 and 1.
         """
-        if not 0 < probability < 1:
-            raise ValueError(f"probability must be between 0 and 1, got {probability}")
+        check_positive("probability", probability, 1)
         tail = (1 - probability) / 2
         return self.icdf(tail), self.icdf(1 - tail)
 
@@ -93,7 +92,7 @@ class MixturePosterior(_Posterior):
         validate_args: bool | None = None,
     ):
         self._arrays, self._static = eqx.partition(energy, eqx.is_array)
-        batch = batch_shape_of(y, energy.event_shape)
+        batch = check_events("y", y, energy.event_shape)
         self.y = y
         if sigma is not None and not isinstance(sigma, Tracer):
             sigma = positive("sigma", sigma)
@@ -144,9 +143,7 @@ class MixturePosterior(_Posterior):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
-        if key is None:
-            raise TypeError("key must be a JAX random key, got None")
-        keys = jax.random.split(key, self.batch_shape)
+        keys = jax.random.split(check_key(key), self.batch_shape)
         sample_shape = tuple(sample_shape)
         draws = self._each(_draws, keys, shared=(sample_shape,))
         rank, size = len(self.batch_shape), len(sample_shape)
@@ -158,7 +155,7 @@ class MixturePosterior(_Posterior):
         spreads = energy.spreads
         if spreads is not None and not isinstance(spreads, Tracer) and not np.all(spreads > 0):
             raise ValueError("log_prob needs a mixture whose covariances are positive definite")
-        batch_shape_of(value, self.event_shape)
+        check_events("value", value, self.event_shape)
         wide, value = self._broadcast(value)
         return wide._each(_log_prob, value)
 
@@ -268,16 +265,16 @@ class GaussianPosterior(_Posterior):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*sample_shape, *batch_shape, *event_shape)."""
-        if key is None:
-            raise TypeError("key must be a JAX random key, got None")
-        noise = jax.random.normal(key, (*sample_shape, *self.roots.shape), self.roots.dtype)
+        noise = jax.random.normal(
+            check_key(key), (*sample_shape, *self.roots.shape), self.roots.dtype
+        )
         x = jnp.einsum("...ij,...j->...i", self.axes, self.roots * noise)
         return self.loc + x.reshape(*sample_shape, *self.loc.shape)
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:  # noqa: ARG002
         """The log density at `value`."""
         value = jnp.asarray(value)
-        batch = batch_shape_of(value, self.event_shape)
+        batch = check_events("value", value, self.event_shape)
         centred = jnp.broadcast_to(
             value - self.loc, jnp.broadcast_shapes(value.shape, self.loc.shape)
         )

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from numpyro_neb.batching import over_batch
+from numpyro_neb.checks import check_choice, kind
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.energies import AbstractEnergy, check_energy
 
@@ -73,10 +74,9 @@ def learned_prior(
         True
     """
     if not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {type(name).__name__}")
+        raise TypeError(f"name must be a string, got {kind(name)}")
     check_energy(energy)
-    if covariance not in _SPREADS:
-        raise ValueError(f"covariance must be one of {sorted(_SPREADS)}, got {covariance!r}")
+    check_choice("covariance", covariance, tuple(_SPREADS))
     zero = jnp.zeros(energy.event_shape, energy.sigma.dtype)
     noise = dist.Normal(zero, jnp.ones_like(zero)).to_event(zero.ndim)
     y = jnp.asarray(numpyro.sample(f"{name}_y", SmoothedDensity(energy)))

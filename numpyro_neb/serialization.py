@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from numpyro_neb.activations import find_function, function_name
+from numpyro_neb.checks import check_path
 from numpyro_neb.energies import (
     AbstractEnergy,
     AtLevel,
@@ -49,7 +50,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
             modules of your own needs `like=` to load.
 
     Raises:
-        TypeError: If `energy` is neither.
+        TypeError: If `energy` is neither, or path is no path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, numpyro_neb as neb
@@ -58,7 +59,8 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
         >>> neb.load(path).sigma
         Array(1., dtype=float32)
     """
-    _check(energy)
+    check_path("path", path)
+    check_energy(energy, conditional=True)
     write_arrays(path, _FORMAT, _describe(energy), _named_arrays(energy))
 
 
@@ -75,13 +77,14 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
         The energy, equal to the saved one bit for bit.
 
     Raises:
+        TypeError: If path is no path, or like no energy.
         ValueError: If the file is truncated, damaged, foreign or of a newer format, holds float64
             where JAX is not set to, does not fit `like`, or needs `like` and none is given.
         FileNotFoundError: If there is no such file.
     """
     config, tensors = read_arrays(path, _FORMAT)
     if like is not None:
-        _check(like)
+        check_energy(like, conditional=True)
         return _filled(like, tensors, path, exact=True)
     try:
         energy = _skeleton(config, tensors)
@@ -93,11 +96,6 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a configuration that makes no energy: {error}") from error
     return _filled(energy, tensors, path, exact=False)
-
-
-def _check(energy):
-    if not isinstance(energy, ConditionalEnergy):
-        check_energy(energy)
 
 
 class _UnknownModuleError(Exception):
@@ -237,6 +235,7 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
         ValueError: If the file is truncated, damaged, of another kind, or of a newer format.
         FileNotFoundError: If there is no such file.
     """
+    check_path("path", path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:

@@ -28,6 +28,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
 from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
+from numpyro_neb.checks import check_count, check_key, check_path
 from numpyro_neb.devices import digest
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
 from numpyro_neb.kernels import WalkJumpKernel
@@ -84,7 +85,7 @@ def stream(
         `xarray.DataTree` under 1.x.
 
     Raises:
-        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`.
+        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`, key no random key, or store no path.
         ValueError: If `draws_per_write` is no positive int; if `store` is there and no stream,
             holds more draws than are asked for, or another run's, with what differs; or if its
             state is damaged.
@@ -104,10 +105,9 @@ def stream(
         (1, 200, 2)
     """
     check_walk(mcmc)
-    if isinstance(draws_per_write, bool) or not isinstance(draws_per_write, int):
-        raise ValueError(f"draws_per_write must be a positive int, got {draws_per_write!r}")
-    if draws_per_write < 1:
-        raise ValueError(f"draws_per_write must be a positive int, got {draws_per_write}")
+    check_key(key, mcmc.num_chains)
+    check_path("store", store)
+    draws_per_write = check_count("draws_per_write", draws_per_write)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), tuple(extra_fields))
     settings = run.settings() | {
         "key": digest(_raw(key)),
@@ -165,6 +165,7 @@ def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
         >>> neb.streaming.load_state(path, mcmc)  # in another process, say
         >>> mcmc.run(mcmc.post_warmup_state.rng_key)  # the next 100 draws
     """
+    check_path("path", path)
     check_walk(mcmc)
     if mcmc.last_state is None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
@@ -197,6 +198,7 @@ def load_state(
             another run, with what differs.
         FileNotFoundError: If there is no such file.
     """
+    check_path("path", path)
     check_walk(mcmc)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), ())
     mcmc.post_warmup_state = _read_state(Path(path), run.template(), run.settings())

@@ -16,6 +16,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from numpyro_neb.checkpoints import Checkpoints, describe
+from numpyro_neb.checks import (
+    check_count,
+    check_function,
+    check_key,
+    check_path,
+    check_positive,
+    check_result,
+    kind,
+)
 from numpyro_neb.devices import Devices, devices_of, digest
 from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
 from numpyro_neb.minibatches import checked_array, minibatches_of, step_keys
@@ -120,13 +129,15 @@ def fit(
         The trained energy and the losses.
 
     Raises:
-        TypeError: If `energy` is no energy, data holds no floats, or checkpoint_every is neither
+        TypeError: If `energy` is no energy, data holds no floats, key is no random key, optimizer
+            none of optax's, objective or callback not callable, or checkpoint_every is neither
             an int nor a timedelta.
         ValueError: If data is empty, not finite or of another event shape, a count is not a
-            positive int, ema_decay is not between 0 and 1, patience comes without validation data,
-            data ends before num_steps, checkpoint_dir holds another training or is damaged,
-            sharding splits anything but the first axis, batch_size is not divisible by the devices,
-            or the processes were given different arguments.
+            positive int, the value of the energy or of the objective is no scalar, ema_decay is not
+            between 0 and 1, patience comes without validation data, data ends before num_steps,
+            checkpoint_dir holds another training or is damaged, sharding splits anything but the
+            first axis, batch_size is not divisible by the devices, or the processes were given
+            different arguments.
         RuntimeError: If a step fails in one of several processes, as it does where another one
             ends; the message says how to go on.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step. The
@@ -142,11 +153,13 @@ def fit(
         >>> bool(result.losses[-50:].mean() < 2 * 0.5**2)  # better than raw noise, sigma^2 d
         True
     """
-    if not isinstance(energy, ConditionalEnergy):
-        check_energy(energy)
+    check_energy(energy, conditional=True)
+    check_key(key)
+    num_steps = check_count("num_steps", num_steps)
     counts = {"validate_every": validate_every, "patience": patience, "batch_size": batch_size}
-    _check_counts(num_steps=num_steps, **{k: v for k, v in counts.items() if v is not None})
-    _check_options(patience, validation_data, ema_decay)
+    counts = {k: None if v is None else check_count(k, v) for k, v in counts.items()}
+    _check_options(patience, validation_data, ema_decay, checkpoint_dir)
+    _check_functions(objective, optimizer, callback)
     devices = devices_of(sharding)
     devices.check_batch_size(batch_size)
     source = minibatches_of(data, energy.event_shape, batch_size, devices)
@@ -329,17 +342,21 @@ class _Training:
         )
 
 
-def _check_counts(**counts):
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive int, got {count!r}")
-
-
-def _check_options(patience, validation_data, ema_decay):
+def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: it counts validations")
-    if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must be between 0 and 1, got {ema_decay!r}")
+    if ema_decay is not None:
+        check_positive("ema_decay", ema_decay, 1)
+    if checkpoint_dir is not None:
+        check_path("checkpoint_dir", checkpoint_dir)
+
+
+def _check_functions(objective, optimizer, callback):
+    check_function("objective", objective)
+    if callback is not None:
+        check_function("callback", callback)
+    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {kind(optimizer)}")
 
 
 def _key_bits(key):
@@ -351,7 +368,9 @@ def _compiled(optimizer, objective, static, pick, ema_decay, devices):
     """The training step and the evaluation, compiled."""
 
     def loss_of(params, arrays, batch, key):
-        return objective(eqx.combine(params, arrays, static), batch, key)
+        loss = objective(eqx.combine(params, arrays, static), batch, key)
+        check_result("objective", loss, ())
+        return loss
 
     def step(state, arrays, batch, key, i):
         key_batch, key_noise = step_keys(key, i)
