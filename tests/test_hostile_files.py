@@ -1,4 +1,4 @@
-"""Files that somebody else made, or that a disk has spoilt: refused with the cause, or loaded equal."""
+"""Files of somebody else's, or that a disk has spoilt: refused with the cause, or loaded equal."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ENERGIES = {
     "MLP": neb.ResidualEnergy(MLP, 0.3, (2,)),
     "UNet": neb.ResidualEnergy(UNET, 0.3, (4, 4)),
     "eqx.nn.MLP": neb.ResidualEnergy(eqx.nn.MLP(2, 2, 3, 1, key=KEY), 0.3, (2,)),
-    "mixture": neb.MixtureEnergy(np.eye(2), 0.3, covariances=[np.eye(2)] * 2),
+    "mixture": neb.MixtureEnergy(np.eye(2), 0.3, covariances=np.stack([np.eye(2)] * 2)),
 }
 CAUSES = "is truncated|is damaged|header is damaged|first bytes are damaged|did not write it"
 CAUSES += r"|has format version .* reads 1: another numpyro_neb wrote it, or it is damaged"
@@ -56,12 +56,14 @@ def refused_or_equal(path, energy, cause):
     try:
         loaded = neb.load(path)
     except ValueError as error:
-        assert str(error).startswith(str(path))
-        assert len(str(error)) < 700
-        assert re.search(cause, str(error)), error
-        return True
-    assert eqx.tree_equal(loaded, energy)
-    return False
+        message = str(error)
+    else:
+        assert eqx.tree_equal(loaded, energy)
+        return False
+    assert message.startswith(str(path))
+    assert len(message) < 700
+    assert re.search(cause, message), message
+    return True
 
 
 def flipped(content, bit):

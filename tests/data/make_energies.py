@@ -32,7 +32,7 @@ def energies():
     patches = networks.UNet(IMAGE, (2, 3), patch_size=2, conditional=True, key=KEY)
     family = neb.ConditionalEnergy(many, (2,), (0.1, 1.0), loc=np.array([0.5, 1.0]), scale=2.0)
     locs = np.arange(12.0).reshape(4, 3) / 5
-    covariances = [np.diag([0.1, 0.2, 0.3]) + 0.05 * i for i in range(4)]
+    covariances = np.stack([np.diag([0.1, 0.2, 0.3]) + 0.05 * i for i in range(4)])
     weights = np.log([0.1, 0.2, 0.3, 0.4])
     yield "NetworkEnergy-MLP", neb.NetworkEnergy(scalar, 0.3, (2, 3), loc, scale), None
     yield "NetworkEnergy-ConvNet", neb.NetworkEnergy(convnet, 0.4, IMAGE), None
