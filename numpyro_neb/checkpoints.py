@@ -12,7 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from numpyro_neb.devices import Devices, digest
-from numpyro_neb.files import check_no_links, check_sums, write_sums
+from numpyro_neb.files import check_plain, check_sums, write_sums
 
 _FORMAT = "numpyro_neb training"
 _VERSION = 1
@@ -32,7 +32,8 @@ class Checkpoints:
 
     Raises:
         TypeError: If `every` is neither an int nor a `datetime.timedelta`.
-        ValueError: If `every` is not positive, or the folder is a file or holds symbolic links.
+        ValueError: If `every` is not positive, or the folder is a file or holds anything but
+            files and folders.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Checkpoints:
         self.folder, self.every = Path(folder).absolute(), every
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"checkpoint_dir must be a folder, got the file {folder}")
-        check_no_links(self.folder)
+        check_plain(self.folder)
         self.arguments, self.devices = arguments, devices
         self._ocp = ocp
         options = ocp.CheckpointManagerOptions(
@@ -96,7 +97,7 @@ class Checkpoints:
             state: One of the same structure.
 
         Raises:
-            ValueError: If it is damaged, of another training, or of a newer format.
+            ValueError: If it is damaged, of another training, or of another format version.
         """
         done = self._manager.latest_step()
         shared = "newest checkpoint in checkpoint_dir (a folder that all of them see)"
@@ -121,11 +122,13 @@ class Checkpoints:
             leaves = self._manager.restore(done, args=restore)["state"]
             if digest(leaves) != header["arrays"]:
                 raise _damaged(path, "the checksum of its arrays does not fit")
+            validation = [(int(step), float(x)) for step, x in header["progress"]["validation"]]
+            progress = {"stopped": bool(header["progress"]["stopped"]), "validation": validation}
         except _RefusedError as error:
             raise ValueError(str(error)) from None
         except Exception as error:  # orbax and tensorstore raise of every kind
             raise ValueError(str(_damaged(path, error))) from error
-        return done, jax.tree.unflatten(jax.tree.structure(state), leaves), header["progress"]
+        return done, jax.tree.unflatten(jax.tree.structure(state), leaves), progress
 
     def close(self) -> None:
         """Lets go of the folder."""
@@ -134,10 +137,10 @@ class Checkpoints:
     def _check_header(self, header, path):
         if header["format"] != _FORMAT:
             raise _RefusedError(f"{path} is no checkpoint of numpyro_neb")
-        if header["version"] > _VERSION:
+        if header["version"] != _VERSION:
             raise _RefusedError(
-                f"{path} has format version {header['version']}, newer than {_VERSION}:"
-                " update numpyro_neb"
+                f"{path} has format version {_short(header['version'])}, and this numpyro_neb reads"
+                f" {_VERSION}: another numpyro_neb wrote it"
             )
         theirs = header["arguments"]
         for name, value in self.arguments.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
@@ -10,8 +11,10 @@ SUMS = "SHA256SUMS"
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a temporary one beside it, which is then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Whatever has its name, a link out of the folder say, is not written through.
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -45,12 +48,21 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"the checksum of {name} does not fit")
 
 
-def check_no_links(folder: Path) -> None:
-    """Raises a ValueError where something in a folder is a symbolic link, and leads elsewhere."""
+def check_plain(folder: Path) -> None:
+    """Raises a ValueError where a folder holds anything but files and folders.
+
+    Through a symbolic link one would read or write elsewhere, and at a pipe wait for ever.
+    """
     for place, folders, names in os.walk(folder):
         for path in (Path(place, name) for name in folders + names):
-            if path.is_symlink():
-                raise ValueError(f"{path} is a symbolic link, which no checkpoint holds")
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # another process has removed it
+                continue
+            if stat.S_ISLNK(mode):
+                raise ValueError(f"{path} is a symbolic link, and might lead elsewhere")
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(f"{path} is neither a file nor a folder")
 
 
 def _digests(folder):

@@ -7,7 +7,6 @@ energy, and a SHA-256 of all of it and of the arrays.
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from numpyro_neb.activations import find_function, function_name
 from numpyro_neb.checks import check_path
-from numpyro_neb.energies import (
-    AbstractEnergy,
-    AtLevel,
-    ConditionalEnergy,
-    Frozen,
-    NetworkEnergy,
-    ResidualEnergy,
-    check_energy,
-)
+from numpyro_neb.configurations import UnknownModuleError, describe, rebuilt, short
+from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy
 from numpyro_neb.files import write_whole
-from numpyro_neb.mixtures import MixtureEnergy
-from numpyro_neb.networks import MLP, ConvNet, UNet
 
 _FORMAT = "numpyro_neb energy"
 _VERSION = 1
-_NETWORK_ENERGIES = {cls.__name__: cls for cls in (ResidualEnergy, NetworkEnergy)}
-_NETWORKS: dict[str, Callable] = {f"networks.{cls.__name__}": cls for cls in (MLP, ConvNet, UNet)}
-_NETWORKS["eqx.nn.MLP"] = eqx.nn.MLP
-_SIZES = {ConvNet: ("bottleneck", "stride"), UNet: ("num_blocks", "patch_size")}
+# Far more than any energy has: a hundred thousand arrays, a million characters.
+_LARGEST_HEADER, _LARGEST_CONFIG = 1 << 24, 1 << 20
 
 
 def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) -> None:
@@ -61,7 +48,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
     """
     check_path("path", path)
     check_energy(energy, conditional=True)
-    write_arrays(path, _FORMAT, _describe(energy), _named_arrays(energy))
+    write_arrays(path, _FORMAT, describe(energy), _named_arrays(energy))
 
 
 def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | None = None) -> Any:
@@ -78,123 +65,38 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
 
     Raises:
         TypeError: If path is no path, or like no energy.
-        ValueError: If the file is truncated, damaged, foreign or of a newer format, holds float64
-            where JAX is not set to, does not fit `like`, or needs `like` and none is given.
+        ValueError: If the file is truncated, damaged, foreign or of another format version, holds
+            float64 where JAX is not set to or values that no energy has, does not fit `like`, or
+            needs `like` and none is given.
         FileNotFoundError: If there is no such file.
+
+    A file from somebody else is safe to load: nothing in it is executed, its network is rebuilt
+    from a fixed table of constructors, and memory is taken for the arrays that are there, not for
+    those that it speaks of.
     """
     config, tensors = read_arrays(path, _FORMAT)
     if like is not None:
         check_energy(like, conditional=True)
         return _filled(like, tensors, path, exact=True)
     try:
-        energy = _skeleton(config, tensors)
-    except _UnknownModuleError as error:
+        energy = rebuilt(config, tensors)
+    except UnknownModuleError as error:
         raise ValueError(
             f"{path} holds a {error}, which numpyro_neb can't rebuild by itself:"
             " pass like=, an energy of the same structure"
         ) from None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # constructors given lies raise of every kind
         raise ValueError(f"{path} has a configuration that makes no energy: {error}") from error
-    return _filled(energy, tensors, path, exact=False)
-
-
-class _UnknownModuleError(Exception):
-    """A module that no constructor in `_skeleton` makes."""
-
-
-def _describe(node: Any) -> dict[str, Any]:
-    """The constructor and the arguments from which `_skeleton` rebuilds an energy or network."""
-    name = type(node).__name__
-    if type(node) in (ResidualEnergy, NetworkEnergy):
-        return {"class": name, "event_shape": node.event_shape, "network": _describe(node.network)}
-    if type(node) is ConditionalEnergy:
-        description = {"class": name, "event_shape": node.event_shape}
-        return description | {
-            "sigma_range": node.sigma_range,
-            "network": _describe(node.network),
-        }
-    if type(node) is AtLevel:
-        return {"class": "energies.AtLevel", "network": _describe(node.network)}
-    if type(node) is MixtureEnergy:
-        return {"class": name}
-    if type(node) is MLP and (activation := function_name(node.layers.activation)):
-        return {
-            "class": "networks.MLP",
-            "event_shape": node.event_shape,
-            "out": node.out,
-            "width_size": node.layers.width_size,
-            "depth": node.layers.depth,
-            "activation": activation,
-            "conditional": node.conditional,
-        }
-    if isinstance(node, ConvNet | UNet) and (activation := function_name(node.activation)):
-        names = ("event_shape", "channels", "conditional", *_SIZES.get(type(node), ()))
-        arguments = {argument: getattr(node, argument) for argument in names}
-        return {"class": f"networks.{name}", "activation": activation} | arguments
-    if type(node) is eqx.nn.MLP:
-        functions = {k: function_name(getattr(node, k)) for k in ("activation", "final_activation")}
-        if all(functions.values()) and not getattr(node, "scan", False):
-            sizes = ("in_size", "out_size", "width_size", "depth", "use_bias", "use_final_bias")
-            return {"class": "eqx.nn.MLP"} | {k: getattr(node, k) for k in sizes} | functions
-    return {"unknown": name}
-
-
-def _skeleton(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
-    """The energy's structure with shapes for arrays: nothing of the stated size is allocated."""
-    if "unknown" in config:
-        raise _UnknownModuleError(config["unknown"])
-    shapes = {k: jax.ShapeDtypeStruct(v.shape, jnp.result_type(float)) for k, v in tensors.items()}
-    if config["class"] == "MixtureEnergy":
-        return eqx.filter_eval_shape(MixtureEnergy, shapes["locs"], 1.0, None, shapes.get("axes"))
-    if config["class"] in _NETWORK_ENERGIES:
-        return eqx.filter_eval_shape(
-            lambda loc, scale: _NETWORK_ENERGIES[config["class"]](
-                _network(config["network"], len(tensors)),
-                1.0,
-                tuple(config["event_shape"]),
-                loc,
-                scale,
-            ),
-            shapes["loc"],
-            shapes["scale"],
-        )
-    if config["class"] == "ConditionalEnergy":
-        return eqx.filter_eval_shape(
-            lambda loc, scale: ConditionalEnergy(
-                _network(config["network"], len(tensors)),
-                tuple(config["event_shape"]),
-                tuple(config["sigma_range"]),
-                loc,
-                scale,
-            ),
-            shapes["loc"],
-            shapes["scale"],
-        )
-    raise _UnknownModuleError(config["class"])
-
-
-def _network(config, num_tensors):
-    if config.get("class") == "energies.AtLevel":
-        return AtLevel(_network(config["network"], num_tensors), Frozen(jnp.zeros(())))
-    arguments = {k: v for k, v in config.items() if k not in ("class", "unknown")}
-    if config.get("class") not in _NETWORKS:
-        raise _UnknownModuleError(config.get("unknown", config.get("class")))
-    # The constructors loop over the layers: refuse more than the file has arrays.
-    layers = config.get("depth", 0) + len(config.get("channels", ())) + config.get("num_blocks", 0)
-    if layers > num_tensors:
-        raise ValueError(f"{layers} layers with {num_tensors} arrays")
-    for name in arguments.keys() & {"activation", "final_activation"}:
-        arguments[name] = find_function(arguments[name])
-    for name in arguments.keys() & {"event_shape", "channels"}:
-        arguments[name] = tuple(arguments[name])
-    return _NETWORKS[config["class"]](**arguments, key=jax.random.key(0))
+    energy = _filled(energy, tensors, path, exact=False)
+    _check_values(path, config["class"], tensors)
+    return energy
 
 
 def _filled(energy, tensors, path, exact):
     """`energy` with the file's arrays; their dtypes must be the energy's own where `exact`."""
     expected = _named_arrays(energy)
     if expected.keys() != tensors.keys():
-        odd = sorted(expected.keys() ^ tensors.keys())
+        odd = short(sorted(expected.keys() ^ tensors.keys()))
         raise ValueError(f"{path} holds another energy: these arrays are in one only: {odd}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
@@ -203,6 +105,8 @@ def _filled(energy, tensors, path, exact):
             )
         if exact and tensor.dtype != expected[name].dtype:
             raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {expected[name].dtype}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating) and not exact:
+            raise ValueError(f"{path}: {name} is {tensor.dtype}, expected a floating-point type")
         if jnp.asarray(tensor[:0] if tensor.ndim else tensor).dtype != tensor.dtype:
             raise ValueError(f"{path} holds {tensor.dtype}: set jax_enable_x64 to load it")
     arrays, rest = eqx.partition(energy, _is_array)
@@ -210,6 +114,23 @@ def _filled(energy, tensors, path, exact):
         lambda path, _: jnp.asarray(tensors[_name(path)]), arrays
     )
     return eqx.combine(arrays, rest)
+
+
+def _check_values(path, name, tensors):
+    """Refuses what no constructor would have taken; weights may be anything."""
+    for buffer in ("sigma", "loc", "scale", "network.level.value", "locs", "axes", "spreads"):
+        if not np.all(np.isfinite(tensors.get(buffer, 0.0))):
+            raise ValueError(f"{path} holds no energy: its {buffer} is not finite")
+    # A mixture's coordinate may have no spread at all.
+    positive = ("sigma",) if name == "MixtureEnergy" else ("sigma", "scale")
+    for buffer in positive:
+        if not np.all(tensors.get(buffer, 1.0) > 0):
+            raise ValueError(f"{path} holds no energy: its {buffer} is not positive")
+    for buffer in ("scale", "spreads"):
+        if not np.all(tensors.get(buffer, 0.0) >= 0):
+            raise ValueError(f"{path} holds no energy: its {buffer} is negative")
+    if not np.isfinite(np.max(tensors.get("log_weights", 0.0))):
+        raise ValueError(f"{path} holds no energy: its log_weights are not finite")
 
 
 def write_arrays(
@@ -232,39 +153,71 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
     """The description and the arrays that `write_arrays` wrote.
 
     Raises:
-        ValueError: If the file is truncated, damaged, of another kind, or of a newer format.
+        ValueError: If the file is truncated, damaged, of another kind, or of another version.
         FileNotFoundError: If there is no such file.
     """
     check_path("path", path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
+    _check_extent(Path(path))
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, or no safetensors file: {error}") from None
+            if metadata.get("format") == format_name:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors, and NumPy given a shape or dtype it does not have
+        raise ValueError(f"{path} is damaged: {error}") from None
     if metadata.get("format") != format_name:
         raise ValueError(
             f"{path} is a safetensors file, but numpyro_neb did not write it as a {format_name}"
         )
-    if metadata.get("version") != str(_VERSION):
+    intact = metadata.get("sha256") == _digest(metadata, tensors)
+    if (version := metadata.get("version")) != str(_VERSION):
+        theirs, hint = short(version).strip("'"), "" if intact else ", or it is damaged"
         raise ValueError(
-            f"{path} has format version {metadata.get('version')}, and this numpyro_neb reads"
-            f" {_VERSION}: a newer numpyro_neb wrote it"
+            f"{path} has format version {theirs}, and this numpyro_neb reads {_VERSION}:"
+            f" another numpyro_neb wrote it{hint}"
         )
-    if metadata.get("sha256") != _digest(metadata, tensors):
+    if not intact:
         raise ValueError(f"{path} is damaged: its contents do not match its SHA-256")
+    config = metadata.get("config", "")
+    if len(config) > _LARGEST_CONFIG:
+        raise ValueError(f"{path} has a configuration of {len(config)} characters")
     try:
-        return json.loads(metadata.get("config", "")), tensors
+        return json.loads(config), tensors
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a configuration that is no JSON: {error}") from error
+
+
+def _check_extent(path):
+    """Raises a ValueError where a file is shorter or longer than its own header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size >= 8 and length > _LARGEST_HEADER:
+            raise ValueError(f"{path} is no safetensors file, or its first bytes are damaged")
+        if size < 8 + length or size < 8:
+            raise ValueError(f"{path} is truncated: it ends in its header, after {size} bytes")
+        header = file.read(length)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+    except Exception as error:  # whatever the bytes are
+        raise ValueError(
+            f"{path} is no safetensors file, or its header is damaged: {short(str(error))}"
+        ) from None
+    stated = 8 + length + max(ends, default=0)
+    if size < stated:
+        raise ValueError(f"{path} is truncated: it has {size} bytes of {stated}")
+    if size > stated:
+        raise ValueError(f"{path} is damaged: it has {size} bytes, and should have {stated}")
 
 
 def fingerprint(energy: AbstractEnergy) -> str:
     """The SHA-256 that `save` writes into an energy's file."""
     tensors = {name: np.asarray(array) for name, array in _named_arrays(energy).items()}
-    return _signed(_FORMAT, _describe(energy), tensors)["sha256"]
+    return _signed(_FORMAT, describe(energy), tensors)["sha256"]
 
 
 def _signed(format_name, config, tensors) -> dict[str, str]:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
 from numpyro.infer import MCMC
@@ -31,13 +30,16 @@ from tqdm.auto import tqdm
 from numpyro_neb.checks import check_count, check_key, check_path
 from numpyro_neb.devices import digest
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
+from numpyro_neb.files import check_plain
 from numpyro_neb.kernels import WalkJumpKernel
-from numpyro_neb.serialization import fingerprint, read_arrays, write_arrays
+from numpyro_neb.serialization import fingerprint
+from numpyro_neb.states import raw, read_state, short, write_state
 
 _FORMAT = "numpyro_neb stream"
-_STATE = "numpyro_neb sampler state"
 _VERSION = 1
 _PER_DRAW = ("posterior", "sample_stats")
+# What Zarr writes numbers and strings with. Of other codecs, one could run code.
+_CODECS = {"bytes", "zstd", "vlen-utf8"}
 
 
 def stream(
@@ -110,7 +112,7 @@ def stream(
     draws_per_write = check_count("draws_per_write", draws_per_write)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), tuple(extra_fields))
     settings = run.settings() | {
-        "key": digest(_raw(key)),
+        "key": digest(raw(key)),
         "init_params": None if init_params is None else digest(init_params),
         "num_samples % thinning": mcmc.num_samples % mcmc.thinning,
         "draws_per_write": draws_per_write,
@@ -171,7 +173,7 @@ def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
     # What NumPyro itself keeps of a run's arguments.
     run = _Run(mcmc, mcmc._args, mcmc._kwargs, ())
-    _write_state(Path(path), mcmc.last_state, run.settings())
+    write_state(Path(path), mcmc.last_state, run.settings())
 
 
 def load_state(
@@ -201,7 +203,7 @@ def load_state(
     check_path("path", path)
     check_walk(mcmc)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), ())
-    mcmc.post_warmup_state = _read_state(Path(path), run.template(), run.settings())
+    mcmc.post_warmup_state = read_state(Path(path), run.template(), run.settings())
 
 
 class _Run:
@@ -297,25 +299,34 @@ class _Store:
         zarr = _zarr()
         if not self.path.exists():
             return 0
+        check_plain(self.path)
         foreign = f"store must be a stream of numpyro_neb or not there, got {self.path}"
         try:
-            root = zarr.open_consolidated(str(self.path), mode="r")
+            root = zarr.open_consolidated(str(self.path), mode="r", zarr_format=3)
             found, version = root.attrs.get("format"), root.attrs.get("version")
-            num_draws = root["sample_stats/diverging"].shape[1]
-        except (KeyError, ValueError, OSError):
+            num_draws = int(root["sample_stats/diverging"].shape[1])
+        except Exception:  # zarr raises of every kind, whatever is there
             raise ValueError(foreign) from None
         if found != _FORMAT:
             raise ValueError(foreign)
         if version != _VERSION:
             raise ValueError(
-                f"store {self.path} has format version {version}, and this numpyro_neb reads"
-                f" {_VERSION}: a newer numpyro_neb wrote it"
+                f"store {self.path} has format version {short(version)}, and this numpyro_neb"
+                f" reads {_VERSION}: another numpyro_neb wrote it"
             )
         return num_draws
 
     def state(self, num_draws: int, template: PyTree) -> PyTree:
         """The sampler's state after so many draws, if they are those of the same run."""
-        return _read_state(_state_path(self.path, num_draws), template, self.settings)
+        path = _state_path(self.path, num_draws)
+        if not path.exists():
+            raise ValueError(f"store {self.path} is damaged: {path.name} is missing")
+        state = read_state(path, template, self.settings)
+        try:
+            self._check_arrays()
+        except Exception as error:  # zarr raises of every kind
+            raise ValueError(f"store {self.path} is damaged: {error}") from error
+        return state
 
     def write(self, data: Any, start: int, stop: int, state: PyTree) -> None:
         """Writes the draws from `start` to `stop`, and the state after them."""
@@ -325,9 +336,11 @@ class _Store:
             for group in _PER_DRAW:
                 _append(path / group, data[group], start, stop)
         else:
+            if path.is_symlink():
+                path.unlink()
             shutil.rmtree(path, ignore_errors=True)
             self._create(path, data)
-        _write_state(_state_path(path, stop), state, self.settings)
+        write_state(_state_path(path, stop), state, self.settings)
         _commit(path)
         if not start:
             path.rename(self.path)
@@ -339,10 +352,39 @@ class _Store:
         import arviz as az
         import xarray as xr
 
-        tree = xr.open_datatree(str(self.path), engine="zarr", chunks=None)
+        tree = xr.open_datatree(str(self.path), engine="zarr", chunks=None, zarr_format=3)
         if az.__version__.startswith("0."):
             return az.from_datatree(tree)
         return tree
+
+    def _check_arrays(self):
+        """Raises a ValueError where an array is none that `write` makes.
+
+        A store may be somebody else's. No codec may run code, and no chunk be larger than its
+        array, or the draws of one write: it would be held in memory.
+        """
+        zarr, every = _zarr(), self.settings["draws_per_write"]
+        for consolidated in (True, False):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the state's file is none of Zarr's
+                opened = {"mode": "r", "zarr_format": 3, "use_consolidated": consolidated}
+                members = zarr.open_group(str(self.path), **opened).members(max_depth=None)
+            for name, member in members:
+                if member.metadata.zarr_format != 3:
+                    raise ValueError(f"{name} is not of Zarr's format 3")
+                if not isinstance(member, zarr.Array):
+                    continue
+                codecs = {codec.to_dict()["name"] for codec in member.metadata.codecs}
+                if not codecs <= _CODECS:
+                    raise ValueError(f"{name} is encoded by {short(sorted(codecs - _CODECS))}")
+                dims = member.metadata.dimension_names or [None] * member.ndim
+                for dim, size, chunk in zip(dims, member.shape, member.chunks, strict=True):
+                    if dim == "chain" and size != self.settings["num_chains"]:
+                        raise ValueError(f"{name} is of {size} chains")
+                    if chunk > (every if dim == "draw" else max(size, 1)):
+                        raise ValueError(
+                            f"{name} of shape {member.shape} is in chunks {chunk} long"
+                        )
 
     def _create(self, path, data):
         attributes = {"format": _FORMAT, "version": _VERSION}
@@ -371,13 +413,18 @@ class _Store:
 
 def _append(path, dataset, start, stop):
     """Writes the draws of a group, in chunks beyond the end that readers see."""
-    group = _zarr().open_group(str(path), mode="r+", use_consolidated=False)
+    group = _zarr().open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
     for name, variable in dataset.variables.items():
         if "draw" not in variable.dims:
             continue
-        array, axis = group[name], variable.dims.index("draw")
+        axis = variable.dims.index("draw")
         values = np.arange(start, stop) if name == "draw" else variable.values
-        shape = (*array.shape[:axis], stop, *array.shape[axis + 1 :])
+        shape = (*values.shape[:axis], stop, *values.shape[axis + 1 :])
+        if name not in group or group[name].dtype != values.dtype:
+            raise ValueError(
+                f"store {path.parent} is damaged: {path.name}/{name} is not as written"
+            )
+        array = group[name]
         if array.shape != shape:
             array.resize(shape)
         array[(slice(None),) * axis + (slice(start, stop),)] = values
@@ -397,49 +444,6 @@ def _state_path(store, num_draws):
     return store / f".state-{num_draws}.safetensors"
 
 
-def _write_state(path, state, settings):
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    arrays = {jax.tree_util.keystr(at): np.asarray(_raw(leaf)) for at, leaf in leaves}
-    dtypes = {jax.tree_util.keystr(at): str(leaf.dtype) for at, leaf in leaves}
-    write_arrays(path, _STATE, {"settings": settings, "dtypes": dtypes}, arrays)
-
-
-def _read_state(path, template, settings):
-    config, arrays = read_arrays(path, _STATE)
-    for name, value in settings.items():
-        if config["settings"].get(name) != value:
-            raise ValueError(
-                f"{path} is of a run with another {name} ({_short(config['settings'].get(name))},"
-                f" now {_short(value)}): give the same to go on with it, or another path"
-            )
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
-    dtypes = {jax.tree_util.keystr(at): leaf.dtype for at, leaf in leaves}
-    keys = {name for name in dtypes if "rng_key" in name}
-    for name in dtypes.keys() | config["dtypes"].keys():
-        theirs, ours = config["dtypes"].get(name), str(dtypes.get(name))
-        if theirs != ours and name not in keys:
-            raise ValueError(f"{path} holds another state: {name} is {theirs}, expected {ours}")
-    values = [_keyed(arrays[name], config["dtypes"][name]) for name in dtypes]
-    return jax.tree.unflatten(treedef, values)
-
-
-def _raw(leaf):
-    """An array's numbers, those of a random key too."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    return leaf
-
-
-def _keyed(array, dtype):
-    """The inverse of `_raw`."""
-    if dtype.startswith("key<"):
-        return jax.random.wrap_key_data(array, impl=_IMPLEMENTATIONS[dtype])
-    return array
-
-
-_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
-
-
 def _describe_kernel(kernel):
     """The settings of a kernel, as JSON."""
     energy, frozen, model = kernel.energy, kernel.frozen, kernel.model
@@ -452,11 +456,6 @@ def _describe_kernel(kernel):
     names = ("num_steps", "inverse_temperature", "max_score", "adapt_step_size")
     names += ("adapt_mass_matrix", "target_accept_prob", "max_bias")
     return settings | {name: getattr(kernel, name) for name in names}
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def _zarr() -> Any:

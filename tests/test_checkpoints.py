@@ -128,7 +128,9 @@ def test_a_newer_format(tmp_path):
         header.write_text(json.dumps(changed | {"sha256": digest}))
 
     write(version=2)
-    with pytest.raises(ValueError, match="has format version 2, newer than 1: update numpyro_neb"):
+    with pytest.raises(
+        ValueError, match="has format version 2, and this numpyro_neb reads 1: another"
+    ):
         fit(checkpoint_dir=tmp_path)
     write(format="something")
     with pytest.raises(ValueError, match="is no checkpoint of numpyro_neb"):

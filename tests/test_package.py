@@ -43,8 +43,10 @@ ARROWS = {
     "diagnostics": {"kernels", "normal_means"},
     "plots": {"energies", "geometry", "memories"},
     "priors": {"batching", "energies", "distributions"},
-    "serialization": {"activations", "files", "energies", "mixtures", "networks"},
-    "streaming": {"devices", "diagnostics", "kernels", "serialization"},
+    "configurations": {"activations", "energies", "mixtures", "networks"},
+    "serialization": {"configurations", "energies", "files"},
+    "states": {"serialization"},
+    "streaming": {"devices", "diagnostics", "files", "kernels", "serialization", "states"},
     # A user of the package, as the demo is.
     "commands": {"", "energies", "files", "minibatches"},
 }

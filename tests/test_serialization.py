@@ -84,7 +84,7 @@ def test_truncated_at_any_point(saved):
     content = saved.read_bytes()
     for length in (0, 5, 8, 100, len(content) // 2, len(content) - 1):
         saved.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="is truncated, or no safetensors file"):
+        with pytest.raises(ValueError, match="is truncated"):
             neb.load(saved)
 
 
@@ -109,7 +109,7 @@ def rewritten(path, **changes):
 
 def test_a_newer_file(saved):
     rewritten(saved, version="2")
-    with pytest.raises(ValueError, match="format version 2, and this numpyro_neb reads 1"):
+    with pytest.raises(ValueError, match="format version 2, and this numpyro_neb reads 1: another"):
         neb.load(saved)
 
 

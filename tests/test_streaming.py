@@ -116,7 +116,7 @@ def test_one_chain_keys_of_two_kinds_and_a_start(tmp_path):
 
 @pytest.mark.parametrize(
     ("function", "number"),
-    [("_append", 1), ("_append", 4), ("_write_state", 1), ("_write_state", 3), ("_commit", 2)],
+    [("_append", 1), ("_append", 4), ("write_state", 1), ("write_state", 3), ("_commit", 2)],
 )
 def test_a_kill_within_a_write(function, number, mcmc, tmp_path, killed, capsys):
     store = tmp_path / "draws.zarr"
