@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numpyro_neb import (
+    diagnostics,
     empirical_bayes,
     energies,
     geometry,
@@ -55,6 +56,7 @@ __all__ = [
     "WalkJumpKernel",
     "critical_sigma",
     "denoising_loss",
+    "diagnostics",
     "empirical_bayes",
     "energies",
     "fit",

@@ -132,12 +132,27 @@ class ModelDensity:
         values = self._unravel(position)
         return jnp.asarray(potential_energy(self._model, self._args, self._kwargs, values))
 
+    def sites(self) -> dict[str, dict[str, Any]]:
+        """NumPyro's trace of the model at a first position."""
+        return self._trace(substitute_fn=self._init_strategy)
+
+    def jumps(self, values: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
+        """The jump from each `SmoothedDensity` site, under its own name `<site>_jump`.
+
+        Args:
+            values: The constrained values of latent sites.
+        """
+        sites = self._trace(data=values)
+        names = [site.name for site in self._sites if site.smoothed and site.name in values]
+        densities = {name: smoothed_density(sites[name]["fn"]) for name in names}
+        return {f"{k}_jump": v.denoise(values[k]) for k, v in densities.items() if v is not None}
+
     def unit(self) -> Float[Array, " d"]:
         """The sigma of the coordinates of a `SmoothedDensity`, one for others."""
-        sites = self._trace(substitute_fn=self._init_strategy)
+        sites = self.sites()
         units = {}
         for site in self._sites:
-            density = _smoothed(sites[site.name]["fn"])
+            density = smoothed_density(sites[site.name]["fn"])
             one = jnp.ones(site.shape)
             units[site.name] = one if density is None else density.sigma * one
         return ravel_pytree(units)[0]
@@ -163,7 +178,7 @@ class ModelDensity:
         sites = self._trace(substitute_fn=constrain)
         draw = {site.name: sites[site.name]["value"] for site in self._sites}
         for site in self._sites:
-            density = _smoothed(sites[site.name]["fn"])
+            density = smoothed_density(sites[site.name]["fn"])
             if density is not None:
                 jump = for_compiled_loops(density.denoise)  # NumPyro's
                 draw[f"{site.name}_jump"] = jump(draw[site.name])
@@ -233,7 +248,7 @@ class ModelDensity:
                         " DiscreteGibbs in numpyro.infer.Gibbs, beside this kernel"
                     )
                 shape = biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))
-                sites.append(_Site(name, shape, _smoothed(site["fn"]) is not None))
+                sites.append(_Site(name, shape, smoothed_density(site["fn"]) is not None))
 
         # Shapes alone: nothing of the model is computed.
         jax.eval_shape(look)
@@ -244,7 +259,7 @@ class ModelDensity:
         return tuple(sorted(sites))
 
 
-def _smoothed(fn):
+def smoothed_density(fn: Any) -> SmoothedDensity | None:
     """The SmoothedDensity inside what plates, `to_event` and `mask` made of it, or None."""
     while isinstance(fn, (ExpandedDistribution, Independent, MaskedDistribution)):
         fn = fn.base_dist
@@ -257,7 +272,7 @@ def _start_of_site(site=None, strategy=init_to_uniform):
         return partial(_start_of_site, strategy=strategy)
     if site["type"] != "sample" or site["is_observed"]:
         return strategy(site)
-    density = _smoothed(site["fn"])
+    density = smoothed_density(site["fn"])
     given = isinstance(strategy, partial) and site["name"] in strategy.keywords.get("values", {})
     if density is None or given:
         return strategy(site)

@@ -1,20 +1,27 @@
 """From draws to ArviZ."""
 
+import copy
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from numpyro.handlers import seed
 from numpyro.infer import MCMC
 from numpyro.util import find_stack_level
 
 from numpyro_neb.checks import check_count, check_key, kind
+from numpyro_neb.densities import ModelDensity, smoothed_density
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.normal_means import MixtureFit
 
 _EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
+
+Draws = Mapping[str, Any]
 
 
 def to_arviz(
@@ -22,16 +29,24 @@ def to_arviz(
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     *,
+    warmup: tuple[Draws, Draws] | None = None,
+    prior: Draws | None = None,
+    posterior_predictive: Draws | None = None,
+    constant_data: Draws | None = None,
+    log_likelihood: bool | None = None,
     num_samples: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Any:
     """The draws of an `MCMC(WalkJumpKernel(...))`, or of a `MixtureFit`, as ArviZ data.
 
-    Group `posterior` holds the walk `y` and the jumps `x`, or the sites and jumps of a model, with
-    its data in `observed_data`; `sample_stats` holds `lp` (-phi(y)), `energy`, `step_size` in the
-    data's units and `diverging`, and an `acceptance_rate` for Metropolis integrators only;
-    `constant_data` holds an energy's `sigma`. Any extra fields given to `MCMC.run` are in
-    `sample_stats` too.
+    Of a walk on an energy, `posterior` holds the walk `y` and the jumps `x`, and `constant_data`
+    its `sigma`, `loc` and `scale` (and `frozen`). Of a walk on a model, `posterior` holds the sites
+    and `<site>_jump`; `observed_data` the observed sites and `log_likelihood` theirs at each draw;
+    `constant_data` the numbers and arrays among the model's other arguments, and `<site>_sigma`.
+    `sample_stats` holds `lp` (-phi(y)), `energy`, `step_size` in the data's units and `diverging`,
+    an `acceptance_rate` for Metropolis integrators only, and the extra fields given to `MCMC.run`.
+    Groups `warmup_posterior`, `warmup_sample_stats`, `prior`, `prior_predictive` and
+    `posterior_predictive` hold what is given for them; `prior` the jumps too.
 
     Of a `MixtureFit`, group `posterior` holds independent draws of each `x` given its y, in four
     chains; `observed_data` the `y`, `constant_data` the `sigma` of each.
@@ -41,7 +56,19 @@ def to_arviz(
         coords: Coordinates for the dimensions of an event, 0, 1, ... by default.
         dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
             `row`, `column` by default for events of rank 2, `channel`, `row`, `column` for rank 3,
-            and `event_dim_0`, ... otherwise. The observations of a fit are `observation`.
+            and `event_dim_0`, ... otherwise; for the sites of a model those of their plates. The
+            observations of a fit are `observation`.
+        warmup: The draws and the extra fields of warm-up. NumPyro forgets them when it runs, so
+            take `(mcmc.get_samples(group_by_chain=True),
+            mcmc.get_extra_fields(group_by_chain=True))` after
+            `mcmc.warmup(key, collect_warmup=True)` and before `mcmc.run`.
+        prior: Draws of the prior, one along the first axis, as from
+            `Predictive(model, num_samples=500)`.
+        posterior_predictive: One draw for each of the posterior's, as from
+            `Predictive(model, mcmc.get_samples())`.
+        constant_data: More constants.
+        log_likelihood: Whether to compute the log likelihood of each observation at each draw; by
+            default for every model.
         num_samples: The number of draws in each chain of a fit, 1,000 by default.
         key: A JAX random key for them, `jax.random.key(0)` by default.
 
@@ -49,8 +76,10 @@ def to_arviz(
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.
 
     Raises:
-        TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`.
-        ValueError: If it has not run, or num_samples is not a positive int.
+        TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`, or an
+            argument is for the other of the two.
+        ValueError: If it has not run, `warmup` is not of its chains, or num_samples is not a
+            positive int.
 
     Warns:
         UserWarning: If draws are diverging: with the chain and the first such draw.
@@ -67,6 +96,10 @@ def to_arviz(
         ('chain', 'draw', 'event_dim_0')
     """
     if isinstance(mcmc, MixtureFit):
+        given = {"warmup": warmup, "prior": prior, "posterior_predictive": posterior_predictive}
+        given |= {"constant_data": constant_data, "log_likelihood": log_likelihood}
+        for name in [name for name, value in given.items() if value is not None]:
+            raise TypeError(f"{name} must be None for a MixtureFit: it is for an MCMC")
         key = jax.random.key(0) if key is None else key
         check_key(key)
         count = 1000 if num_samples is None else check_count("num_samples", num_samples)
@@ -74,10 +107,76 @@ def to_arviz(
     if num_samples is not None or key is not None:
         raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
     check_walk(mcmc, ", or a MixtureFit")
-    if mcmc.last_state is None:
+    if mcmc.last_state is None or mcmc._collection_params["phase"] == "warmup":
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
     warn_of_divergence(np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"]))
-    return from_walk(mcmc, coords, dims)
+    return from_walk(
+        mcmc,
+        coords,
+        dims,
+        warmup=warmup,
+        prior=prior,
+        posterior_predictive=posterior_predictive,
+        constant_data=constant_data,
+        log_likelihood=log_likelihood is not False,
+    )
+
+
+def refreshed_bfmi(data: Any) -> Float[np.ndarray, " chain"]:
+    r"""The E-BFMI of each chain's law, were the momentum drawn anew at every draw.
+
+    The energy's Bayesian fraction of missing information, E (E_n - E_{n-1})^2 / Var E, tells how
+    much of the energy's spread a draw can cross. Under NUTS the momentum is drawn anew at every
+    draw and changes the energy by the difference of two kinetic energies, of variance d/2 each:
+    the numerator is d, and the fraction
+
+        d / (d / 2 + Var log f(y)),   d the number of coordinates that move,
+
+    is a property of the law alone: 1 for a Gaussian, 2 at most, and below 0.3 where the tails are
+    so heavy, or the levels of phi so far apart, that momentum crosses them slowly. An underdamped
+    walk keeps part of its momentum from draw to draw, so that `arviz.bfmi` of its energies tells of
+    the friction instead. This is the number to hold to NUTS users' threshold.
+
+    Args:
+        data: What `to_arviz` or `stream` returned for a walk.
+
+    Returns:
+        One number for each chain.
+
+    Raises:
+        ValueError: If data is of something else.
+
+    Reference:
+        Betancourt, arXiv 1604.00695.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> from numpyro.infer import MCMC
+        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 5)), sigma=0.5)
+        >>> mcmc = MCMC(neb.WalkJumpKernel(energy, num_steps=10), num_warmup=10,
+        ...             num_samples=5000, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> neb.diagnostics.refreshed_bfmi(neb.to_arviz(mcmc)).round(1)
+        array([1.])
+    """
+    num_coordinates, lp = log_densities(data)
+    return num_coordinates / (num_coordinates / 2 + lp.var(axis=1, ddof=1))
+
+
+def log_densities(data: Any) -> tuple[int, Float[np.ndarray, "chain draw"]]:
+    """The number of coordinates that move, and the log density at each draw.
+
+    Raises:
+        ValueError: If data is not of a walk.
+    """
+    try:
+        stats = data["sample_stats"]
+        return int(stats.attrs["num_coordinates"]), np.asarray(stats["lp"].values, float)
+    except (KeyError, TypeError):
+        raise ValueError(
+            "data must be what to_arviz or stream returned for a walk,"
+            f" got {type(data).__name__} without sample_stats of one"
+        ) from None
 
 
 def check_walk(mcmc: MCMC, alternative: str = "") -> WalkJumpKernel:
@@ -88,56 +187,206 @@ def check_walk(mcmc: MCMC, alternative: str = "") -> WalkJumpKernel:
     """
     kernel = getattr(mcmc, "sampler", None)
     if not isinstance(mcmc, MCMC) or not isinstance(kernel, WalkJumpKernel):
-        raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {kind(mcmc)}")
+        found = kind(mcmc)
+        found += f" of {type(kernel).__name__}" if isinstance(mcmc, MCMC) else ""
+        hint = ": arviz.from_numpyro takes it" if isinstance(mcmc, MCMC) else ""
+        raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {found}{hint}")
     return kernel
 
 
 def from_walk(
-    mcmc: MCMC, coords: Mapping[str, Sequence] | None, dims: Mapping[str, Sequence[str]] | None
+    mcmc: MCMC,
+    coords: Mapping[str, Sequence] | None,
+    dims: Mapping[str, Sequence[str]] | None,
+    *,
+    warmup: tuple[Draws, Draws] | None = None,
+    prior: Draws | None = None,
+    posterior_predictive: Draws | None = None,
+    constant_data: Draws | None = None,
+    log_likelihood: bool = True,
 ) -> Any:
     """`to_arviz` of an MCMC that is known to be a walk and to have run, without the warning."""
     import arviz as az
 
-    kernel = check_walk(mcmc)
-    sizes, named, constants = {}, dict(dims or {}), None
-    if kernel.energy is not None:
-        shape = kernel.energy.event_shape
-        names = _EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))])
-        named = {"y": list(names), "x": list(names)} | {k: list(v) for k, v in named.items()}
-        for name in ("y", "x"):
-            sizes |= {dim: np.arange(n) for dim, n in zip(named[name], shape, strict=False)}
-        constants = {"sigma": np.asarray(kernel.energy.sigma)}
+    kernel, density = check_walk(mcmc), None
+    own = {name: list(names) for name, names in (dims or {}).items()}
+    if kernel.model is None:
+        named, constants = _of_energy(kernel, own)
+    else:
+        # As the kernel sees it: what the model draws by itself is the same at every call.
+        mcmc = copy.copy(mcmc)
+        mcmc.sampler = kernel.wrap_model(lambda model: seed(model, jax.random.key(0)))
+        density = ModelDensity(kernel.model, mcmc._args, mcmc._kwargs, kernel.init_strategy)
+        named, constants = _of_model(kernel.model, mcmc._args, mcmc._kwargs, density.sites(), own)
+    settings = {"coords": dict(coords or {}), "dims": named}
     data = az.from_numpyro(
-        mcmc, coords=sizes | dict(coords or {}), dims=named, constant_data=constants
+        mcmc,
+        constant_data=constants | dict(constant_data or {}),
+        posterior_predictive=posterior_predictive,
+        log_likelihood=log_likelihood and kernel.model is not None,
+        **settings,
     )
-    posterior: Any = data["posterior"]
-    posterior.attrs |= _attributes(kernel)
+    groups = _warmup_groups(warmup, mcmc.num_chains)
+    if prior is not None:
+        groups |= _prior_groups(prior, density, set(data["posterior"].data_vars))
+    _add(data, groups, settings)
+    data["posterior"].attrs |= _attributes(kernel)
+    data["sample_stats"].attrs["num_coordinates"] = _num_coordinates(mcmc)
     return data
 
 
-def _from_fit(fit, coords, dims, draws):
+def _event_dims(shape):
+    return list(_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]))
+
+
+def _of_energy(kernel, own):
+    """The names of the dimensions, and what is constant, of a walk on an energy."""
+    energy, shape = kernel.energy, kernel.energy.event_shape
+    constants = {name: np.asarray(getattr(energy, name)) for name in ("sigma", "loc", "scale")}
+    if kernel.frozen is not None:
+        constants["frozen"] = np.asarray(kernel.frozen)
+    names = _event_dims(shape)
+    named = {k: list(names) for k, v in constants.items() if np.shape(v) == shape}
+    return named | {"y": list(names), "x": list(names)} | own, constants
+
+
+def _of_model(model, args, kwargs, sites, own):
+    """The names of the dimensions, and what is constant, of a walk on a model."""
+    sites = {k: v for k, v in sites.items() if v["type"] in ("sample", "deterministic")}
+    sampled = {k: v for k, v in sites.items() if v["type"] == "sample"}
+    observed = [site["value"] for site in sampled.values() if site["is_observed"]]
+    constants = _numeric_arguments(model, args, kwargs, observed)
+    taken = sites.keys() | constants.keys()
+    named = {name: _site_dims(site, taken) for name, site in sites.items()} | own
+    for name, site in sampled.items():
+        density = smoothed_density(site["fn"])
+        if density is None:
+            continue
+        constants[f"{name}_sigma"] = np.asarray(density.energy.sigma)
+        if not site["is_observed"]:
+            # A site and its jump have the same dimensions.
+            rank = jnp.ndim(site["value"])
+            names = named[name] + [f"{name}_dim_{i}" for i in range(rank - len(named[name]))]
+            named |= {name: names, f"{name}_jump": own.get(f"{name}_jump", list(names))}
+    return named, constants
+
+
+def _site_dims(site, taken):
+    """The dimensions of a site that have names: those of its plates, and of its event if given."""
+    frames, shape = site["cond_indep_stack"], jnp.shape(site["value"])
+    if site["type"] == "sample":
+        batch = len(shape) - site["fn"].event_dim
+    else:  # The rank of its event is not known: the plates come first, where the sizes say so.
+        batch = max([-frame.dim for frame in frames], default=0)
+        if any(batch > len(shape) or shape[batch + f.dim] != f.size for f in frames):
+            return []
+    names = [f"{site['name']}_dim_{i}" for i in range(batch)] if frames else []
+    for frame in frames:
+        # A dimension can't have the name of a variable.
+        names[batch + frame.dim] = f"{frame.name}_dim" if frame.name in taken else frame.name
+    return names + list(site.get("infer", {}).get("event_dims", []))
+
+
+def _numeric_arguments(model, args, kwargs, observed):
+    """The numbers and arrays among the model's arguments that are not observed, by name."""
+    signature = inspect.signature(model)
+    arguments = {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments |= {f"{name}_{i}": one for i, one in enumerate(value)}
+        else:
+            arguments[name] = value
+    return {
+        name: np.asarray(value)
+        for name, value in arguments.items()
+        if _is_numeric(value) and not any(np.array_equal(value, seen) for seen in observed)
+    }
+
+
+def _is_numeric(value):
+    if not isinstance(value, bool | int | float | np.ndarray | np.generic | Array):
+        return False
+    dtype = jnp.result_type(value) if isinstance(value, Array) else np.asarray(value).dtype
+    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+
+
+def _warmup_groups(warmup, num_chains):
+    if warmup is None:
+        return {}
+    form = "(mcmc.get_samples(group_by_chain=True), mcmc.get_extra_fields(group_by_chain=True))"
+    text = f"warmup must be {form}, as after mcmc.warmup(key, collect_warmup=True)"
+    if not (isinstance(warmup, tuple) and len(warmup) == 2):
+        raise ValueError(f"{text}, got {type(warmup).__name__}")
+    groups = dict(zip(("warmup_posterior", "warmup_sample_stats"), warmup, strict=True))
+    for name, group in groups.items():
+        if not isinstance(group, Mapping):
+            raise ValueError(f"{text}, got a {type(group).__name__} in it")
+        # Extra fields may be trees, which ArviZ has no place for.
+        groups[name] = {k: np.asarray(v) for k, v in group.items() if hasattr(v, "shape")}
+        for variable, values in groups[name].items():
+            if values.shape[:1] != (num_chains,):
+                raise ValueError(
+                    f"{text}: of {num_chains} chains, got {variable!r} of shape {values.shape}"
+                )
+    return groups
+
+
+def _prior_groups(prior, density, posterior):
+    """The posterior's variables, and with them the jumps, and all others."""
+    prior = {name: jnp.asarray(values) for name, values in prior.items()}
+    if density is not None:
+        latent = {name: values for name, values in prior.items() if f"{name}_jump" in posterior}
+        prior |= jax.lax.map(density.jumps, latent) if latent else {}
+    draws = {name: np.asarray(values)[None] for name, values in prior.items()}
+    groups = {"prior": {k: v for k, v in draws.items() if k in posterior}}
+    groups["prior_predictive"] = {k: v for k, v in draws.items() if k not in posterior}
+    return {name: group for name, group in groups.items() if group}
+
+
+def _converted(groups, settings):
     import arviz as az
 
-    shape = fit.energy.event_shape
-    names = [
-        "observation",
-        *_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]),
-    ]
+    # ArviZ 0.x takes the groups by name, 1.x in one mapping.
+    from_dict: Any = az.from_dict
+    if az.__version__.startswith("0."):
+        return from_dict(**groups, **settings, save_warmup=True)
+    return from_dict(groups, **settings, save_warmup=True)
+
+
+def _add(data, groups, settings):
+    """Adds groups to ArviZ data."""
+    if not groups:
+        return
+    more = _converted(groups, settings)
+    if hasattr(data, "extend"):
+        data.extend(more)
+        return
+    for name in groups:
+        data[name] = more[name]
+
+
+def _num_coordinates(mcmc):
+    """The number of coordinates of a chain that move."""
+    state = mcmc.last_state
+    position, unit = state.walk.position, state.unit
+    if mcmc.num_chains > 1:
+        position, unit = position[0], unit[0]
+    return int(np.sum(np.broadcast_to(np.asarray(unit) > 0, np.shape(position))))
+
+
+def _from_fit(fit, coords, dims, draws):
+    names = ["observation", *_event_dims(fit.energy.event_shape)]
     named = {"x": names, "y": names, "sigma": names[:1]}
     named |= {k: list(v) for k, v in (dims or {}).items()}
-    sizes = {dim: np.arange(n) for dim, n in zip(named["y"], fit.y.shape, strict=True)}
     groups = {
         "posterior": {"x": np.asarray(draws)},
         "observed_data": {"y": fit.y},
         "constant_data": {"sigma": fit.sigma},
     }
-    settings = {"coords": sizes | dict(coords or {}), "dims": named}
-    # ArviZ 0.x takes the groups by name, 1.x in one mapping.
-    from_dict: Any = az.from_dict
-    if az.__version__.startswith("0."):
-        data = from_dict(**groups, **settings)
-    else:
-        data = from_dict(groups, **settings)
+    data = _converted(groups, {"coords": dict(coords or {}), "dims": named})
     data["posterior"].attrs |= _created_by() | {
         "log_likelihood": fit.log_likelihood,
         "duality_gap": fit.duality_gap,

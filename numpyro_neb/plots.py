@@ -16,6 +16,7 @@ from numpyro_neb.checks import (
     check_reals,
     kind,
 )
+from numpyro_neb.diagnostics import log_densities, refreshed_bfmi
 from numpyro_neb.energies import AbstractEnergy, check_energy
 from numpyro_neb.geometry import SphereOverlaps
 from numpyro_neb.memories import FoundMemories
@@ -247,6 +248,50 @@ def landscape(
         ax.quiver(*y.T, *(jump - y).T, color="C3", **arrows, label=r"jump $\hat x(y)$")
         ax.legend(loc="upper right")
     ax.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+    return ax
+
+
+def energy_transitions(data: Any, *, ax: Axes | None = None) -> Axes:
+    """The spread of the energy, and what of it a fresh momentum crosses in one draw.
+
+    The filled histogram is that of the energy phi(y) + K about its mean, K the kinetic energy of a
+    momentum drawn anew; the line that of the change K' - K. For a Gaussian they have the same
+    width; where the line is much the narrower, the energy's levels are crossed slowly, by the walk
+    and by NUTS. `diagnostics.refreshed_bfmi` is the ratio of their variances. (The transitions that
+    `arviz.plot_energy` draws are those of the walk, which keeps part of its momentum.)
+
+    Args:
+        data: What `to_arviz` or `stream` returned for a walk.
+        ax: Where to draw; new axes by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If data is of something else.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> from numpyro.infer import MCMC
+        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), sigma=0.5)
+        >>> mcmc = MCMC(neb.WalkJumpKernel(energy), num_warmup=10, num_samples=100,
+        ...             progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> ax = neb.plots.energy_transitions(neb.to_arviz(mcmc))
+    """
+    num_coordinates, lp = log_densities(data)
+    bfmi = refreshed_bfmi(data)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    kinetic = np.random.default_rng(0).gamma(num_coordinates / 2, size=(2, lp.size))
+    energy = kinetic[0] - lp.ravel()
+    style = {"bins": 50, "density": True}
+    ax.hist(energy - energy.mean(), **style, alpha=0.5, label=r"energy $\phi + K$")
+    ax.hist(kinetic[1] - kinetic[0], **style, histtype="step", color="C1", label="change $K' - K$")
+    text = ", ".join(f"{value:.2f}" for value in bfmi[:4]) + ", ..." * (len(bfmi) > 4)
+    ax.legend(frameon=False, title=f"E-BFMI {text}")
+    ax.set_xlabel("energy, about its mean")
+    ax.set_yticks([])
     return ax
 
 

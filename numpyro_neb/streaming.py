@@ -37,7 +37,7 @@ from numpyro_neb.states import raw, read_state, short, write_state
 
 _FORMAT = "numpyro_neb stream"
 _VERSION = 1
-_PER_DRAW = ("posterior", "sample_stats")
+_PER_DRAW = ("posterior", "sample_stats", "log_likelihood")
 # What Zarr writes numbers and strings with. Of other codecs, one could run code.
 _CODECS = {"bytes", "zstd", "vlen-utf8"}
 
@@ -54,6 +54,7 @@ def stream(
     extra_fields: Sequence[str] = (),
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    log_likelihood: bool = True,
     progress_bar: bool = True,
 ) -> Any:
     """Runs an MCMC and writes its draws to a Zarr store as they come.
@@ -80,6 +81,7 @@ def stream(
         extra_fields: More fields of the state to record, as for `mcmc.run`.
         coords: As for `to_arviz`.
         dims: As for `to_arviz`.
+        log_likelihood: As for `to_arviz`.
         progress_bar: Whether to show a tqdm bar over all draws.
 
     Returns:
@@ -116,6 +118,7 @@ def stream(
         "init_params": None if init_params is None else digest(init_params),
         "num_samples % thinning": mcmc.num_samples % mcmc.thinning,
         "draws_per_write": draws_per_write,
+        "log_likelihood": log_likelihood,
     }
     target = _Store(Path(store), settings)
     total, done = mcmc.num_samples // mcmc.thinning, target.num_draws()
@@ -131,7 +134,8 @@ def stream(
                 # A piece ends where a chunk does.
                 stop = min(total, (done // draws_per_write + 1) * draws_per_write)
                 piece, state = run.piece(state, stop - done, first=done == 0)
-                target.write(from_walk(piece, coords, dims), done, stop, state)
+                data = from_walk(piece, coords, dims, log_likelihood=log_likelihood)
+                target.write(data, done, stop, state)
                 bar.update(stop - done)
                 bar.set_postfix(diverging=int(np.sum(state.num_diverging)))
                 done = stop
@@ -262,6 +266,7 @@ class _Run:
         draws, after = jax.device_get(self._advance(state, piece.num_samples))
         # ArviZ reads them from here; `run` leaves tracers behind in an MCMC that is traced.
         piece._states, piece._args, piece._kwargs = draws, self.args, self.kwargs
+        piece._last_state = after
         return piece, after
 
     def _run(self, state, num_samples):
@@ -333,7 +338,7 @@ class _Store:
         # The first draws go to another folder, which is renamed: a store is never there in part.
         path = self.path if start else self.path.with_name(f".{self.path.name}.tmp")
         if start:
-            for group in _PER_DRAW:
+            for group in _groups(path):
                 _append(path / group, data[group], start, stop)
         else:
             if path.is_symlink():
@@ -414,7 +419,7 @@ class _Store:
 def _append(path, dataset, start, stop):
     """Writes the draws of a group, in chunks beyond the end that readers see."""
     group = _zarr().open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
-    for name, variable in dataset.variables.items():
+    for name, variable in sorted(dataset.variables.items()):
         if "draw" not in variable.dims:
             continue
         axis = variable.dims.index("draw")
@@ -430,13 +435,18 @@ def _append(path, dataset, start, stop):
         array[(slice(None),) * axis + (slice(start, stop),)] = values
 
 
+def _groups(path):
+    """Those that have draws; an energy's walk has no likelihood."""
+    return [group for group in _PER_DRAW if (path / group).is_dir()]
+
+
 def _commit(path):
     """Lets readers see what is there: one small file, replaced whole."""
     zarr = _zarr()
     with warnings.catch_warnings():
         # The state's file is none of Zarr's, and what is consolidated is for xarray.
         warnings.simplefilter("ignore", UserWarning)
-        for group in (*_PER_DRAW, None):
+        for group in (*_groups(path), None):
             zarr.consolidate_metadata(str(path), path=group, zarr_format=3)
 
 
