@@ -186,8 +186,8 @@ def fit_mixture(
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
-        The fit: `.energy`, the mixture; `.log_likelihood`; `.posterior_mean`, `.posterior_std`,
-        `.posterior_second_moment` and `.lfsr` of each observation; `.predict` for others.
+        The fit: `energy`, the mixture; `log_likelihood`; `posterior_mean`, `posterior_std`,
+        `posterior_second_moment` and `lfsr` of each observation; `predict` for others.
 
     Raises:
         ValueError: If y is empty or not finite, sigma is not positive or of another shape, or locs
