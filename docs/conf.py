@@ -59,6 +59,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "numpyro_neb"
 html_math_renderer = "mathml"
 html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
 html_extra_path = ["site"]
 html_show_sourcelink = False
