@@ -14,7 +14,7 @@ VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
 OUT ?= demo-output
 
-.PHONY: demo test lint fast slow benchmarks clean
+.PHONY: demo test lint fast slow docs site benchmarks clean
 
 demo: $(VENV)/demo
 	$(RUN) -m numpyro_neb demo --out $(OUT)
@@ -33,6 +33,14 @@ fast: $(VENV)/test
 SLOW ?= slow
 slow: $(VENV)/test
 	$(RUN) -m pytest -n 2 -m "$(SLOW)"
+
+docs: $(VENV)/docs
+	$(RUN) -m sphinx -W --keep-going -n -q -b html -c docs . build/site
+	@echo "the site: build/site/index.html"
+
+# The site, built anew and opened in a headless Chromium, which has to be there.
+site: $(VENV)/docs $(VENV)/test
+	NEEDS_CHROMIUM=1 $(RUN) -m pytest tests/test_site.py
 
 # PyTorch and BlackJAX, the peers, come with the extra bench.
 benchmarks: $(VENV)/bench

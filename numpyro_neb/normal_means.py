@@ -192,8 +192,8 @@ def fit_mixture(
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
     Returns:
-        The fit: `.energy`, the mixture; `.log_likelihood`; `.posterior_mean`, `.posterior_std`,
-        `.posterior_second_moment` and `.lfsr` of each observation; `.predict` for others.
+        The fit: `energy`, the mixture; `log_likelihood`; `posterior_mean`, `posterior_std`,
+        `posterior_second_moment` and `lfsr` of each observation; `predict` for others.
 
     Raises:
         TypeError: If y, sigma, locs or max_gap holds anything but real numbers.

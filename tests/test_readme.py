@@ -3,16 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import names_after_running
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def names_after_running(page):
-    names = {}
-    for program in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(program, names)
-    return names
 
 
 @pytest.mark.slow

@@ -1,0 +1,134 @@
+"""The site: `make docs` builds it, with warnings as errors, into build/site.
+
+Sphinx, as NumPyro and ArviZ have it, reads the whole repository, so that a link between two files
+of it is a link on the site too. Nothing is fetched when a page opens: formulas are MathML.
+"""
+
+import re
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+import numpyro_neb
+
+project = "numpyro_neb"
+author = "the authors of numpyro_neb"
+copyright = author  # noqa: A001 (Sphinx's name for it)
+version = release = numpyro_neb.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+root_doc = "docs/index"
+include_patterns = ["docs/**", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = ["build", "dist", ".*", "demo-output", "**/.ipynb_checkpoints"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # shown as committed: tests/test_notebooks.py executes them
+nb_ipywidgets_js = {}
+nb_merge_streams = True
+
+# A name in `backticks` is a link where it is one of ours, and code where it is not.
+default_role = "py:obj"
+smartquotes = False
+highlight_language = "none"  # an indented block is a formula
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+napoleon_custom_sections = [("Reference", "References"), "Memory", "Rounding"]
+# Other projects' names: without the network nobody can ask them.
+nitpick_ignore_regex = [
+    (r"py:obj", r".*"),
+    (r"py:class", r"numpyro_neb\.adaptation\.Adaptation"),
+    (r"py:.*", r"(?!numpyro_neb).*"),
+]
+
+html_theme = "pydata_sphinx_theme"
+html_title = "numpyro_neb"
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
+html_css_files = ["site.css"]
+html_extra_path = ["site"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navbar_align": "left",
+    "header_links_before_dropdown": 6,
+    "footer_start": ["copyright"],
+    "footer_center": [],
+    "footer_end": ["sphinx-version"],
+    "secondary_sidebar_items": ["page-toc"],
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Any) -> None:
+    """Formulas as MathML, docstrings as plain text, links for names without their module."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    app.connect("autodoc-process-docstring", _plain_text, priority=400)  # napoleon has 500
+    app.connect("missing-reference", _by_last_part)
+
+
+def _inline(writer: Any, node: nodes.math) -> None:
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _display(writer: Any, node: nodes.math_block) -> None:
+    formula = tex2mathml(node.astext(), as_block=True)
+    writer.body.append(f'<div class="math">{formula}</div>')
+    raise nodes.SkipNode
+
+
+def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings know backticks, doctests, and formulas set off by an indentation.
+
+    An asterisk is a product, or a shape's star.
+    """
+    del app, what, name, obj, options
+    out: list[str] = []
+    in_doctest = in_formula = False
+    for line in lines:
+        in_doctest = bool(line.strip()) and (in_doctest or line.lstrip().startswith(">>>"))
+        indented = line.startswith("    ") or not line
+        in_formula = indented and (in_formula or _sets_off(out, line))
+        if in_formula and not out[-1]:
+            out[-1:] = ["", "::", ""]
+        if not in_doctest and not in_formula:
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [part.replace("*", r"\*") for part in parts[::2]]
+            line = "".join(parts)
+        out.append(line)
+    lines[:] = out
+
+
+def _sets_off(out: list[str], line: str) -> bool:
+    """Whether an indented line follows an empty one and prose at the margin."""
+    return bool(line) and len(out) > 1 and not out[-1] and bool(out[-2]) and out[-2][0] != " "
+
+
+def _by_last_part(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """`BAOAB` in a docstring of another module is numpyro_neb.integrators.BAOAB."""
+    if node.get("refdomain") != "py" or node.get("reftype") != "obj":
+        return None
+    objects = env.get_domain("py").objects
+    target = node["reftarget"].removesuffix("()")
+    found = [name for name in objects if name.endswith(f".{target}")]
+    if len(found) != 1:
+        return None
+    entry = objects[found[0]]
+    where = app.builder.get_relative_uri(node["refdoc"], entry.docname)
+    return nodes.reference("", "", contnode, refuri=f"{where}#{entry.node_id}", internal=True)

@@ -1,0 +1,214 @@
+"""The pictures of the explanations: `python docs/pictures.py` draws them all into docs/pictures.
+
+Every setting is here. It takes some minutes on two cores; names as arguments draw those alone.
+"""
+
+import argparse
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from numpyro.infer import MCMC
+from PIL import Image
+from scipy.stats import chi
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import numpyro_neb as neb
+
+FOLDER = Path(__file__).parent / "pictures"
+
+
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """The demo's split: 1,500 digits of 8 x 8 pixels to train on, 297 held out."""
+    images = (load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16).astype(np.float32)
+    train, held_out = train_test_split(images, test_size=297, random_state=0)
+    return np.asarray(train), np.asarray(held_out)
+
+
+@cache
+def energy(sigma: float) -> neb.ResidualEnergy:
+    """The demo's energy of the digits, at sigma."""
+    train, _ = digits()
+    network = neb.networks.MLP((8, 8), width_size=256, depth=3, key=jax.random.key(0))
+    start = neb.ResidualEnergy(network, sigma, (8, 8), loc=train.mean(0), scale=train.std())
+    optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, 6000), weight_decay=1.0)
+    settings = {"num_steps": 6000, "batch_size": 128, "optimizer": optimizer}
+    return neb.fit(start, train, key=jax.random.key(0), **settings).energy
+
+
+def noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def circle(dim: int, n: int) -> np.ndarray:
+    """Points of the unit circle in the first two of dim coordinates, evenly spaced."""
+    angles = np.arange(n) * 2 * np.pi / n
+    x = np.zeros((n, dim), np.float32)
+    x[:, 0], x[:, 1] = np.cos(angles), np.sin(angles)
+    return x
+
+
+def off_circle(points: np.ndarray) -> np.ndarray:
+    radius = np.hypot(points[:, 0], points[:, 1])
+    return np.hypot(radius - 1, np.linalg.norm(points[:, 2:], axis=1))
+
+
+def landscape() -> Figure:
+    """Smoothed densities of the circle at two sigmas, and a walk with its jumps on each."""
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout="constrained")
+    for ax, sigma in zip(axes, (0.25, 0.6), strict=True):
+        exact = neb.MixtureEnergy(circle(2, 12), sigma)
+        kernel = neb.WalkJumpKernel(exact, num_steps=3)
+        mcmc = MCMC(kernel, num_warmup=20, num_samples=25, progress_bar=False)
+        mcmc.run(jax.random.key(3))
+        walk = mcmc.get_samples()["y"]
+        neb.plots.landscape(exact, ((-2.2, 2.2), (-2.2, 2.2)), walk=walk, ax=ax)
+        ax.plot(*circle(2, 12).T, "k.", markersize=4)
+        ax.set(title=rf"$\sigma$ = {sigma}", xticks=[], yticks=[])
+    axes[0].get_legend().remove()
+    return figure
+
+
+def spheres() -> Figure:
+    """The length of the noise in units of sigma sqrt(d), and two i-spheres in three regimes."""
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.1), width_ratios=[1.7, 1, 1, 1])
+    grid = np.linspace(0.01, 2.5, 500)
+    for dim in (1, 8, 64, 784):
+        density = chi(dim, scale=1 / np.sqrt(dim)).pdf(grid)
+        axes[0].plot(grid, density / density.max(), label=f"d = {dim}")
+    axes[0].set(xlabel=r"$\|Y - X\| \,/\, (\sigma\sqrt{d})$", yticks=[], xlim=(0, 2.5))
+    axes[0].legend(frameon=False, fontsize=8)
+    regimes = [(0.7, r"$\sigma < \chi$: apart"), (1.4, r"$\chi \leq \sigma < 2\chi$: overlapping"),
+               (2.3, r"$\sigma \geq 2\chi$: contained")]  # fmt: skip
+    for ax, (sigma, title) in zip(axes[1:], regimes, strict=True):
+        for centre, colour in ((-1, "C0"), (1, "C3")):
+            ax.add_patch(plt.Circle((centre, 0), sigma, fill=False, color=colour))
+            ax.plot(centre, 0, ".", color=colour)
+        ax.set(xlim=(-3.4, 3.4), ylim=(-2.6, 2.6), aspect="equal")
+        ax.set_title(title, fontsize=9)
+        ax.axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def overlaps() -> Figure:
+    """The overlaps of all pairs of training digits."""
+    return neb.plots.overlaps(neb.sphere_overlaps(digits()[0]), sigma=0.2).figure
+
+
+def manifold() -> Figure:
+    """The noise takes Y off a circle to a distance that grows with d; the jump brings it back."""
+    sigma, n = 0.3, 4000
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for colour, dim in zip(("C0", "C1", "C2"), (2, 8, 32), strict=True):
+        x = circle(dim, n)
+        y = x + sigma * noise(x.shape)
+        # The circle's kernel density: 200 points, each nearer to the next than sigma / 9.
+        jump = np.asarray(neb.posterior_mean(neb.MixtureEnergy(circle(dim, 200), sigma), y))
+        if dim == 2:
+            axes[0].plot(*y[::8].T, ".", color="0.7", markersize=3, label="$y$")
+            axes[0].plot(*jump[::8].T, ".", color="C3", markersize=2, label=r"jump $\hat x(y)$")
+        bins = np.linspace(0, 2.5, 100)
+        axes[1].hist(off_circle(y), bins, histtype="step", color=colour, label=f"$y$, d = {dim}")
+        label = "jumps, all three" if dim == 2 else None
+        axes[1].hist(off_circle(jump), bins, color="C3", alpha=0.3, label=label)
+    axes[0].set(aspect="equal", title="d = 2")
+    axes[0].legend(frameon=False, loc="center", fontsize=8, markerscale=3)
+    axes[1].set(xlabel="distance from the circle", yticks=[], ylim=(0, 500))
+    axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def denoising() -> Figure:
+    """One jump from noisy held-out digits, sigma = 0.3."""
+    clean = digits()[1][:12]
+    noisy = clean + 0.3 * noise(clean.shape)
+    return neb.plots.denoising(clean, noisy, neb.posterior_mean(energy(0.3), noisy)).figure
+
+
+def walks() -> Figure:
+    """Chains of the paper's walk and of the default one: 100 gradients between two pictures."""
+    figure, axes = plt.subplots(2, 1, figsize=(8, 2.9), layout="constrained")
+    start = digits()[1][:3] + 0.3 * noise((3, 8, 8))
+    walks = {"the paper's walk": neb.integrators.ULA.paper(), "BAOAB": neb.integrators.BAOAB()}
+    for ax, (name, integrator) in zip(axes, walks.items(), strict=True):
+        kernel = neb.WalkJumpKernel(energy(0.3), integrator=integrator, num_steps=100)
+        settings = {"num_chains": 3, "chain_method": "vectorized", "progress_bar": False}
+        mcmc = MCMC(kernel, num_warmup=0, num_samples=24, **settings)
+        mcmc.run(jax.random.key(0), init_params=jnp.asarray(start))
+        neb.plots.walk_jump(mcmc.get_samples(group_by_chain=True)["x"], ax=ax)
+        ax.set(title=name, xlabel="")
+    return figure
+
+
+def memories() -> Figure:
+    """The memories of 300 training digits at sigma = 0.4, with their basins."""
+    found = neb.memories.find_memories(energy(0.4), digits()[0][:300])
+    return neb.plots.memories(found).figure
+
+
+def narrower() -> Figure:
+    """The sd of the jumps as a share of that of X, against sigma as a share of it."""
+    figure, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+    ratio = np.linspace(0.01, 2, 100)
+    ax.plot(ratio, 1 / np.sqrt(1 + ratio**2), color="0.6", label="Gaussian, in closed form")
+    flat = digits()[0].reshape(-1, 64)
+    # Two modes at -1 and 1 of width 0.2.
+    modes = jnp.array([[-1.0], [1.0]]), jnp.full((2, 1, 1), 0.04)
+    laws: dict[str, Callable] = {
+        "Gaussian": lambda s: neb.MixtureEnergy(jnp.zeros((1, 1)), s, None, jnp.ones((1, 1, 1))),
+        "two modes": lambda s: neb.MixtureEnergy(modes[0], s, None, modes[1]),
+        "digits (kernel density)": lambda s: neb.MixtureEnergy(flat, s),
+    }
+    for marker, (name, law) in zip("os^", laws.items(), strict=True):
+        sd = float(jnp.sqrt(jnp.mean(law(1.0).scale ** 2)))
+        ratios = np.array([0.1, 0.25, 0.5, 0.75, 1, 1.5, 2])
+        found = []
+        for sigma in ratios * sd:
+            y = law(sigma).sample(jax.random.key(0), (20_000,))
+            x = np.asarray(neb.posterior_mean(law(sigma), y, progress_bar=False))
+            found.append(np.sqrt(x.var(0).mean()) / sd)
+        ax.plot(ratios, found, marker, label=name)
+    ax.set(xlabel=r"$\sigma \,/\, \mathrm{sd}(X)$", ylim=(0, 1.05))
+    ax.set_ylabel(r"$\mathrm{sd}(\hat x(Y)) \,/\, \mathrm{sd}(X)$")
+    ax.legend(frameon=False, loc="lower left")
+    return figure
+
+
+PICTURES = (landscape, spheres, overlaps, manifold, denoising, walks, memories, narrower)
+
+
+def write(name: str, figure: Figure) -> None:
+    """As a PNG of at most 64 colours, which keeps each below 60 kB."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    FOLDER.mkdir(exist_ok=True)
+    picture = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    picture.save(FOLDER / f"{name}.png", optimize=True)
+    plt.close(figure)
+    print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+def main() -> None:
+    names = [draw.__name__ for draw in PICTURES]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *names], help="all of them by default")
+    chosen = parser.parse_args().names
+    mpl.use("agg")
+    for draw in PICTURES:
+        if draw.__name__ in chosen or not chosen:
+            write(draw.__name__, draw())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The pages of the site say what is so. That it builds and opens is in test_site.py."""
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import names_after_running, programs, rows_of_numbers
+
+import numpyro_neb as neb
+
+DOCS = Path(__file__).parent.parent / "docs"
+# What modules share among themselves, without an underscore.
+INTERNAL = {
+    "energies.AtLevel",
+    "energies.check_energy",
+    "energies.check_event",
+    "energies.positive",
+    "energies.positive_scalar",
+}
+
+
+def text(name):
+    return (DOCS / f"{name}.md").read_text()
+
+
+def public_names():
+    """The names of the front door, and the public names of the modules among them."""
+    for name in neb.__all__:
+        value = getattr(neb, name)
+        if not inspect.ismodule(value):
+            yield name
+            continue
+        for inner, thing in vars(value).items():
+            own = getattr(thing, "__module__", None) == value.__name__
+            own = own or inner in getattr(value, "__all__", ())
+            is_named = inspect.isclass(thing) or inspect.isfunction(thing)
+            if own and is_named and not inner.startswith("_"):
+                yield f"{name}.{inner}"
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    named = set(re.findall(r"^\.\. auto\w+:: numpyro_neb\.(\S+)$", reference, re.MULTILINE))
+    assert set(public_names()) - INTERNAL - named == set()
+
+
+def test_the_main_job_takes_ten_lines():
+    lines = programs(text("index"))[0].strip().split("\n")
+    assert len([line for line in lines if line]) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_the_landing_page_runs_as_printed():
+    data = names_after_running(text("index"))["data"]
+    assert data.posterior["x"].shape == (1, 1000, 8, 8)
+    assert np.all(np.isfinite(data.posterior["x"].values))
+
+
+def test_the_table_of_widths():
+    page = text("narrower")
+    rows = names_after_running(page)["rows"]
+    np.testing.assert_allclose(rows_of_numbers(page), rows, atol=2e-3)
+    sigma, closed, jumps, draws = np.transpose(rows)
+    np.testing.assert_allclose(closed, 1 / np.sqrt(1 + sigma**2))
+    # The standard deviation of 20,000 draws is off by 1 / sqrt(40,000) = 0.5% of itself.
+    np.testing.assert_allclose(jumps, closed, rtol=5 * 0.005)
+    np.testing.assert_allclose(draws, 1, rtol=5 * 0.005)
+
+
+def test_what_an_unnormalised_prior_can_do(capsys):
+    page = text("unnormalised")
+    names = names_after_running(page)
+    assert abs(names["log_z"] + 3) < 5 * names["error"]
+    assert names["gradient"] == -1
+    printed = rows_of_numbers(capsys.readouterr().out)
+    assert len(printed) == 5
+    np.testing.assert_allclose(rows_of_numbers(page), printed, rtol=0.1, atol=1e-12)
+
+
+def test_the_table_of_integrators():
+    page = text("choose_integrator")
+    found = names_after_running(page)["found"]
+    rows = re.findall(
+        r"^\| `(\w+\([^`]*)` \| ([\d.]+) \| ([\d.]+) \| (\d+) \|$", page, re.MULTILINE
+    )
+    table = {name: tuple(map(float, numbers)) for name, *numbers in rows}
+    assert table.keys() == found.keys()
+    for name, (closed, variance, ess) in table.items():
+        # ESS draws of each of 100 coordinates; those of y^2 are fewer, by half at the least here.
+        error = closed * np.sqrt(2 / (100 * found[name][1]))
+        assert abs(found[name][0] - closed) < 5 * error
+        assert abs(variance - closed) < 5 * error
+        assert abs(found[name][1] / ess - 1) < 0.25
+
+
+def test_the_overlaps_of_the_digits():
+    page = text("choose_sigma")
+    names = names_after_running(page)
+    assert str(names["overlaps"]).split(": ")[1] in page

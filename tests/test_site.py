@@ -1,0 +1,180 @@
+"""The site builds without a warning, its links lead somewhere, and it opens in a browser.
+
+`make site` runs this, with NEEDS_CHROMIUM=1: then what is missing is a failure. Elsewhere it is a
+reason to skip: Sphinx comes with the extra `docs`, the browser with Debian's chromium and
+chromium-driver.
+"""
+
+import functools
+import html.parser
+import http.server
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.statistical]
+
+ROOT = Path(__file__).parent.parent
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1280,900",
+)
+
+
+def missing(what):
+    reason = f"the site's tests need {what}: make site"
+    if os.environ.get("NEEDS_CHROMIUM"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    if any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_nb", "selenium")):
+        missing("the extra docs")
+    out = tmp_path_factory.mktemp("site")
+    options = ["-W", "--keep-going", "-n", "-q", "-b", "html", "-c", "docs", "-d", f"{out}/trees"]
+    command = [sys.executable, "-m", "sphinx", *options, ".", f"{out}/html"]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return out / "html"
+
+
+class Page(html.parser.HTMLParser):
+    """The anchors of a page, and what it refers to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.anchors, self.links, self.fetched = {"", "top"}, [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.anchors.update(attrs[key] for key in ("id", "name") if attrs.get(key))
+        if tag == "a" and attrs.get("href"):
+            self.links.append(attrs["href"])
+        for key in ("src", "href"):
+            if tag in ("img", "script", "link", "iframe", "source") and attrs.get(key):
+                self.fetched.append(attrs[key])
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def is_remote(link):
+    return link.startswith(("http:", "https:", "//", "mailto:"))
+
+
+def test_links_and_anchors_lead_somewhere(site, pages):
+    broken = []
+    for path, page in pages.items():
+        for link in page.links + page.fetched:
+            if is_remote(link) or link.startswith("data:"):
+                continue
+            target, anchor = urldefrag(unquote(link).split("?")[0])
+            file = (path.parent / target).resolve() if target else path
+            there = file.exists() and (file not in pages or anchor in pages[file].anchors)
+            if not there:
+                broken.append((str(path.relative_to(site)), link))
+    assert not broken
+
+
+def test_nothing_is_fetched_from_elsewhere(site, pages):
+    remote = [(path, link) for path, page in pages.items() for link in page.fetched
+              if is_remote(link)]  # fmt: skip
+    assert not remote
+    assert not [path for path in pages if "mathjax" in path.read_text().lower()]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(site, tmp_path_factory):
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or chromedriver is None:
+        missing("Debian's chromium and chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    yield driver
+    driver.quit()
+
+
+def wait_for(browser, script, found=bool):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 20).until(lambda b: found(b.execute_script(script)))
+
+
+# The highlighted source is the code's own affair.
+def shown(site, pages):
+    names = [str(path.relative_to(site)) for path in pages]
+    return [name for name in names if not name.startswith(("_modules", "_static"))]
+
+
+def test_every_page_renders(site, pages, address, browser):
+    for name in shown(site, pages):
+        browser.get(f"{address}/{name}")
+        wait_for(browser, "return document.readyState == 'complete'")
+        assert wait_for(browser, "return document.querySelector('h1')?.innerText"), name
+        images = "return [...document.images].filter(i => !(i.complete && i.naturalWidth > 0))"
+        assert browser.execute_script(f"{images}.map(i => i.src)") == [], name
+        errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert errors == [], name
+
+
+def test_pages_fit_a_phone(site, pages, address, browser):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    try:
+        for name in shown(site, pages):
+            browser.get(f"{address}/{name}")
+            wait_for(browser, "return document.readyState == 'complete'")
+            assert browser.execute_script("return innerWidth") == PHONE["width"], name
+            width = browser.execute_script("return document.documentElement.scrollWidth")
+            assert width <= PHONE["width"], name
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_search_finds_the_kernel(address, browser):
+    browser.get(f"{address}/search.html?q=WalkJumpKernel")
+    results = "return [...document.querySelectorAll('#search-results a')].map(a => a.href)"
+    links = wait_for(browser, results)
+    wait_for(browser, results, lambda found: any("api/sampling.html#" in link for link in found))
+    assert links
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
