@@ -115,13 +115,31 @@ def check_number(name: str, value: Any) -> Any:
     return array
 
 
+def as_array(name: str, value: Any) -> Array | np.ndarray:
+    """The array that a value is, of whatever dtype; JAX's own as they are, traced or not.
+
+    Raises:
+        TypeError: If it is none, such as a list of rows of several lengths.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+            return jnp.asarray(value)
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array, got {kind(value)}: {error}") from None
+    # JAX takes no other byte order, as files of FITS have.
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def check_reals(name: str, value: Any) -> Array | np.ndarray:
     """An array of real numbers: floats of any width or ints, from an array or lists of numbers.
 
     Raises:
         TypeError: If it holds anything else.
     """
-    array = _array(name, value)
+    array = as_array(name, value)
     if not _is(array, jnp.floating, jnp.integer):
         raise TypeError(f"{name} must hold real numbers, got {_held(array)}")
     return array
@@ -134,7 +152,7 @@ def check_floats(name: str, value: Any) -> Array | np.ndarray:
         TypeError: If it holds anything else: data of ints are often not on the scale that a model
             of continuous data needs, and nothing is cast in silence.
     """
-    array = _array(name, value)
+    array = as_array(name, value)
     if not _is(array, jnp.floating):
         advice = ""
         if _is(array, jnp.integer, jnp.bool_):
@@ -272,18 +290,6 @@ def check_path(name: str, value: Any) -> None:
     """Raises a TypeError where `value` is no path."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {kind(value)}")
-
-
-def _array(name, value):
-    """The array that a value is; JAX's own as they are, traced or not."""
-    if isinstance(value, jax.Array):
-        return value
-    try:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
-            return jnp.asarray(value)
-        return np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array, got {kind(value)}: {error}") from None
 
 
 def _is(array, *kinds):

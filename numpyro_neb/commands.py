@@ -15,7 +15,7 @@ from numpyro.diagnostics import summary
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
-from numpyro_neb.checks import check_finite
+from numpyro_neb.checks import check_count, check_finite
 from numpyro_neb.energies import trainable
 from numpyro_neb.files import write_whole
 from numpyro_neb.minibatches import check_shape
@@ -130,6 +130,7 @@ def _energy_and_out(parser, out, data=None):
 
 
 def _train(arguments):
+    check_count("--steps", arguments.steps)
     data = _array(arguments.data)
     check_shape("data", data, data.shape[1:])
     sigma = _sigma(arguments.sigma, data)

@@ -21,7 +21,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
-from numpyro_neb.checks import check_finite, kind
+from numpyro_neb.checks import as_array, check_finite, kind
 from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.energies import AbstractEnergy, initial_position
@@ -74,7 +74,7 @@ class EnergyDensity(eqx.Module):
             ValueError: If it is no finite float array of shape (*chains, *event_shape).
         """
         shape = (*chains, *self.energy.event_shape)
-        array = jnp.asarray(init_params)
+        array = jnp.asarray(as_array("init_params", init_params))
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
                 f"init_params must be a float array of shape {shape},"

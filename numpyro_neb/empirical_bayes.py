@@ -254,7 +254,7 @@ def credible_interval(
         >>> print(f"{lower[0]:.2f} to {upper[0]:.2f}")  # 1 -+ 1.645 sqrt(1/2)
         -0.16 to 2.16
     """
-    check_positive("probability", probability, 1)
+    check_positive("probability", probability, 1.0)
     check_energy(energy)
     if isinstance(energy, MixtureEnergy):
         ends = partial(_intervals, probability=probability)

@@ -269,7 +269,7 @@ class WalkJumpKernel(MCMCKernel):
             value = getattr(self, name)
             if value is None and name in ("max_score", "target_accept_prob"):
                 continue
-            below = 1 if name in ("max_bias", "target_accept_prob") else np.inf
+            below = 1.0 if name in ("max_bias", "target_accept_prob") else np.inf
             object.__setattr__(self, name, check_positive(name, value, below))
         metropolis = self.integrator.target_accept_prob is not None
         if self.target_accept_prob is not None and not metropolis:

@@ -91,10 +91,10 @@ def _is_on_disk(data):
 
 def _read(data, choose, start, key, devices):
     """Rows of an array on disk; those of so many steps are chosen in one call."""
-    block = 256
+    block, native = 256, data.dtype.newbyteorder("=")
     for first in itertools.count(start, block):
         for rows in np.asarray(choose(key, jnp.arange(first, first + block))):
-            yield devices.from_rows(lambda rows: np.asarray(data[rows]), rows)
+            yield devices.from_rows(lambda rows: np.asarray(data[rows], native), rows)
 
 
 def _given(batches, event_shape, start, devices):

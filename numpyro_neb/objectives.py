@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb.checks import check_count, check_finite, check_floats, check_key, check_rows
@@ -14,9 +15,11 @@ from numpyro_neb.energies import (
     trainable,
 )
 
+Batch = Float[Array, "batch *event"] | Float[np.ndarray, "batch *event"]
+
 
 def denoising_loss(
-    energy: AbstractEnergy | ConditionalEnergy, x: Float[Array, "batch *event"], key: PRNGKeyArray
+    energy: AbstractEnergy | ConditionalEnergy, x: Batch, key: PRNGKeyArray
 ) -> Float[Array, ""]:
     r"""The DEEN objective, E norm(x - x_hat(y))^2 with y = x + sigma eps.
 
@@ -68,7 +71,7 @@ def denoising_loss(
 
 def sure_loss(
     energy: AbstractEnergy,
-    y: Float[Array, "batch *event"],
+    y: Batch,
     key: PRNGKeyArray,
     *,
     num_probes: int | None = None,

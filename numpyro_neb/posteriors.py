@@ -48,7 +48,7 @@ class _Posterior(Distribution):
         Raises:
             ValueError: If probability is not between 0 and 1.
         """
-        check_positive("probability", probability, 1)
+        check_positive("probability", probability, 1.0)
         tail = (1 - probability) / 2
         return self.icdf(tail), self.icdf(1 - tail)
 

@@ -346,7 +346,7 @@ def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: it counts validations")
     if ema_decay is not None:
-        check_positive("ema_decay", ema_decay, 1)
+        check_positive("ema_decay", ema_decay, 1.0)
     if checkpoint_dir is not None:
         check_path("checkpoint_dir", checkpoint_dir)
 

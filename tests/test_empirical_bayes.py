@@ -286,14 +286,17 @@ def test_long_work_shows_a_bar(capsys, monkeypatch):
         (lambda y: neb.posterior_covariance(MIXTURE, y, "half"), "covariance must be 'full', 'd"),
         (lambda y: empirical_bayes.credible_interval(MIXTURE, y, 1.0), "probability must be betw"),
         (lambda y: empirical_bayes.posterior_components(MIXTURE, y, 3), "num_components must be"),
-        (lambda y: empirical_bayes.posterior_components(MIXTURE, y, 0), "from 1 to d = 2, got 0"),
+        (
+            lambda y: empirical_bayes.posterior_components(MIXTURE, y, 0),
+            "num_components must be a positive int, got 0",
+        ),
         (
             lambda y: empirical_bayes.posterior_components(MIXTURE, y, 1, max_iterations=0),
             "max_iterations must be a positive int, got 0",
         ),
         (
             lambda y: empirical_bayes.posterior_components(MIXTURE, y, 1, tolerance=0.0),
-            "tolerance must be positive, got 0.0",
+            "tolerance must be positive and finite, got 0.0",
         ),
         (lambda y: neb.posterior_std(MIXTURE, y[:, :1]), r"y must end in the event shape \(2,\)"),
         (lambda y: neb.posterior_std(MIXTURE, y, chunk_size=-1), "chunk_size must be a positive"),

@@ -176,7 +176,7 @@ def square(y):
         ({"scale": 0.0}, r"scale must be positive, got 0.0"),
         ({"scale": np.ones(5)}, r"scale must be a scalar or of the event shape \(2, 3\).*\(5,\)"),
         ({"loc": np.ones(5)}, r"loc must be a scalar or of the event shape \(2, 3\).*\(5,\)"),
-        ({"loc": np.nan}, r"loc must be finite, got nan"),
+        ({"loc": np.nan}, r"loc must be finite, got NaN"),
         ({"event_shape": 6}, r"event_shape must be a tuple of positive ints, as in \(64,\), got 6"),
         ({"event_shape": (2, 0)}, r"event_shape must be a tuple of positive ints.*\(2, 0\)"),
         ({"network": lambda y: y.sum()}, r"network must return an array of shape \(2, 3\), got"),

@@ -142,8 +142,16 @@ def test_chunks_do_not_show():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (partial(neb.recall, flow="down"), ValueError, "flow must be one of"),
-        (partial(neb.recall, tolerance=0.0), ValueError, "tolerance must be positive, got 0.0"),
+        (
+            partial(neb.recall, flow="down"),
+            ValueError,
+            "flow must be 'gradient' or 'jump', got 'down'",
+        ),
+        (
+            partial(neb.recall, tolerance=0.0),
+            ValueError,
+            "tolerance must be positive and finite, got 0.0",
+        ),
         (partial(neb.recall, max_steps=0), ValueError, "max_steps must be a positive int, got 0"),
         (partial(neb.recall, chunk_size=0), ValueError, "chunk_size must be a positive int, got"),
         (partial(memories.find_memories, merge_distance=0.0), ValueError, "merge_distance must be"),
@@ -155,7 +163,7 @@ def test_chunks_do_not_show():
         (lambda e, y: neb.recall(e, y * jnp.nan), ValueError, "y must be finite, got NaN"),
         (lambda e, y: neb.recall(e, y[:, :1]), ValueError, r"y must end in the event shape \(2,\)"),
         (lambda e, y: memories.find_memories(e, y[0]), ValueError, r"y must have shape \(n, \*"),
-        (lambda e, y: neb.recall(e, y.astype(int)), TypeError, "y must hold floats, got int32"),
+        (lambda e, y: neb.recall(e, y.astype(int)), TypeError, "y must hold floats, got int"),
         (
             lambda e, y: neb.recall(None, y),
             TypeError,

@@ -175,14 +175,17 @@ def test_a_u_net_learns_digits(digits):
     ("make", "message"),
     [
         (lambda: ConvNet((64,), key=KEY), r"event_shape must be \(height, width\) or \(channels"),
-        (lambda: ConvNet((8, 8), (), key=KEY), r"channels must be positive, of type int, got \(\)"),
-        (lambda: ConvNet((8, 8), (4,), stride=0, key=KEY), "stride must be positive, of type int"),
-        (lambda: UNet((8, 8), (4, 0), key=KEY), "channels must be positive, of type int"),
+        (lambda: ConvNet((8, 8), (), key=KEY), "channels must be those of at least one level"),
+        (lambda: ConvNet((8, 8), (4,), stride=0, key=KEY), "stride must be a positive int, got 0"),
+        (lambda: UNet((8, 8), (4, 0), key=KEY), "channels must be a tuple of positive ints"),
         (
             lambda: UNet((6, 8), (4, 4, 4), key=KEY),
             r"multiples of patch_size 2\^\(levels - 1\) = 4",
         ),
-        (lambda: UNet((8, 8), (4, 4), num_blocks=0, key=KEY), "num_blocks must be positive"),
+        (
+            lambda: UNet((8, 8), (4, 4), num_blocks=0, key=KEY),
+            "num_blocks must be a positive int, got 0",
+        ),
     ],
 )
 def test_bad_sizes(make, message):

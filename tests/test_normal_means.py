@@ -246,15 +246,15 @@ def test_progress(capsys, monkeypatch):
     ("arguments", "message"),
     [
         ({"y": np.zeros(0)}, r"y must have shape \(n,\) or \(n, \*event_shape\), none empty"),
-        ({"y": np.array([0.0, np.nan])}, "y must be finite, got nan"),
-        ({"y": np.array([0.0, np.inf])}, "y must be finite, got inf"),
+        ({"y": np.array([0.0, np.nan])}, "y must be finite, got NaN or infinity"),
+        ({"y": np.array([0.0, np.inf])}, "y must be finite, got NaN or infinity"),
         ({"sigma": np.ones(3)}, r"sigma must be a scalar or of shape \(2,\), got \(3,\)"),
         ({"sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
         ({"sigma": np.array([1.0, -0.3])}, "sigma must be positive and finite, got -0.3"),
         ({"sigma": np.array([1.0, np.nan])}, "sigma must be positive and finite, got nan"),
         ({"locs": np.zeros((3, 1))}, r"locs must have shape \(K,\), got \(3, 1\)"),
         ({"locs": np.array([np.nan])}, "locs must be finite"),
-        ({"max_gap": 0.0}, "max_gap must be a positive float, got 0.0"),
+        ({"max_gap": 0.0}, "max_gap must be positive and finite, got 0.0"),
         ({"max_iterations": 1.5}, "max_iterations must be a positive int, got 1.5"),
     ],
 )

@@ -247,7 +247,7 @@ def test_where_phi_is_infinite_there_is_no_mass():
         ({"num_particles": 1}, ValueError, "num_particles must be an int of at least 2, got 1"),
         ({"num_particles": 1e3}, ValueError, "num_particles must be an int of at least 2, got"),
         ({"num_temperatures": 1}, ValueError, "num_temperatures must be an int of at least 2, got"),
-        ({"num_steps": 0}, ValueError, "num_steps must be an int of at least 1, got 0"),
+        ({"num_steps": 0}, ValueError, "num_steps must be a positive int, got 0"),
     ],
 )
 def test_bad_arguments(arguments, error, message, untyped):

@@ -82,7 +82,7 @@ def test_bad_arguments(untyped):
         neb.plots.walk_jump(IMAGES)
     with pytest.raises(ValueError, match=r"paths must have shape \(cues, times, height, width\)"):
         neb.plots.recall_paths(IMAGES)
-    with pytest.raises(ValueError, match="columns must be positive, got 0"):
+    with pytest.raises(ValueError, match="columns must be a positive int, got 0"):
         neb.plots.memories(found_memories(True), columns=0)
     none = FoundMemories(IMAGES[:0], *(np.zeros(0, int),) * 4)
     with pytest.raises(ValueError, match="found must hold at least one memory, got none"):
