@@ -35,6 +35,7 @@ class PeakOfAnonymous(threading.Thread):
         self.peak = 0.0
 
     def run(self) -> None:
+        """Looks until the process ends."""
         while True:
             self.peak = max(self.peak, status("RssAnon"))
             time.sleep(0.01)
