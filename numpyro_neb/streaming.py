@@ -13,6 +13,7 @@ What a killed process wrote beyond the end is written again, with the same bits.
 """
 
 import functools
+import json
 import os
 import shutil
 import sys
@@ -39,6 +40,7 @@ _VERSION = 1
 _PER_DRAW = ("posterior", "sample_stats")
 # What Zarr writes numbers and strings with. Of other codecs, one could run code.
 _CODECS = {"bytes", "zstd", "vlen-utf8"}
+_FORMAT_2 = {".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
 def stream(
@@ -302,7 +304,7 @@ class _Store:
         try:
             root = zarr.open_consolidated(str(self.path), mode="r", zarr_format=3)
             found, version = root.attrs.get("format"), root.attrs.get("version")
-            num_draws = int(root["sample_stats/diverging"].shape[1])
+            _, num_draws = root["sample_stats/diverging"].shape
         except Exception:  # zarr raises of every kind, whatever is there
             raise ValueError(foreign) from None
         if found != _FORMAT:
@@ -421,11 +423,10 @@ def _append(path, dataset, start, stop):
         axis = variable.dims.index("draw")
         values = np.arange(start, stop) if name == "draw" else variable.values
         shape = (*values.shape[:axis], stop, *values.shape[axis + 1 :])
-        if name not in group or group[name].dtype != values.dtype:
-            raise ValueError(
-                f"store {path.parent} is damaged: {path.name}/{name} is not as written"
-            )
-        array = group[name]
+        array = group.get(name)
+        others = None if array is None else (*array.shape[:axis], stop, *array.shape[axis + 1 :])
+        if array is None or others != shape or array.dtype != values.dtype:
+            raise ValueError(f"store {path.parent} is damaged: {path.name}/{name} has changed")
         if array.shape != shape:
             array.resize(shape)
         array[(slice(None),) * axis + (slice(start, stop),)] = values
