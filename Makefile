@@ -14,7 +14,7 @@ VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
 OUT ?= demo-output
 
-.PHONY: demo test lint fast slow docs site benchmarks clean
+.PHONY: demo test lint fast slow docs site lowest dist benchmarks clean
 
 demo: $(VENV)/demo
 	$(RUN) -m numpyro_neb demo --out $(OUT)
@@ -42,6 +42,21 @@ docs: $(VENV)/docs
 site: $(VENV)/docs $(VENV)/test
 	NEEDS_CHROMIUM=1 $(RUN) -m pytest tests/test_site.py
 
+# The fast tests with the oldest dependencies that pyproject.toml allows; meant for Python 3.11.
+lowest: .venv-lowest
+	.venv-lowest/bin/python -m pytest -n 2 -m "not slow"
+
+.venv-lowest: pyproject.toml
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet uv
+	$@/bin/python -m uv pip install --quiet --python $@/bin/python --resolution lowest-direct \
+		--editable '.[test]'
+	touch $@
+
+# sdist and wheel in dist/, checked, and installed by themselves. .ci/dist alone tries each Python.
+dist:
+	bash .ci/dist $(PYTHON)
+
 # PyTorch and BlackJAX, the peers, come with the extra bench.
 benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.training
@@ -57,6 +72,7 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.chains
 	$(RUN) -m benchmarks.manifold
 	$(RUN) -m benchmarks.convolutions
+	$(RUN) -m benchmarks.memory
 
 $(VENV)/%: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

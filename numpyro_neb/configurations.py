@@ -72,7 +72,7 @@ def describe(node: Any) -> dict[str, Any]:
     return {"unknown": name}
 
 
-def rebuilt(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
+def rebuilt(config: Any, tensors: dict[str, np.ndarray]) -> Any:
     """The energy's structure with shapes for arrays: nothing of the stated size is allocated.
 
     Args:

@@ -13,6 +13,7 @@ What a killed process wrote beyond the end is written again, with the same bits.
 """
 
 import functools
+import json
 import os
 import shutil
 import sys
@@ -40,6 +41,7 @@ _VERSION = 1
 _PER_DRAW = ("posterior", "sample_stats", "log_likelihood")
 # What Zarr writes numbers and strings with. Of other codecs, one could run code.
 _CODECS = {"bytes", "zstd", "vlen-utf8"}
+_FORMAT_2 = {".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
 def stream(
@@ -309,7 +311,7 @@ class _Store:
         try:
             root = zarr.open_consolidated(str(self.path), mode="r", zarr_format=3)
             found, version = root.attrs.get("format"), root.attrs.get("version")
-            num_draws = int(root["sample_stats/diverging"].shape[1])
+            _, num_draws = root["sample_stats/diverging"].shape
         except Exception:  # zarr raises of every kind, whatever is there
             raise ValueError(foreign) from None
         if found != _FORMAT:
@@ -363,33 +365,36 @@ class _Store:
         return tree
 
     def _check_arrays(self):
-        """Raises a ValueError where an array is none that `write` makes.
+        """Raises an error where an array is none that `write` makes.
 
         A store may be somebody else's. No codec may run code, and no chunk be larger than its
-        array, or the draws of one write: it would be held in memory.
+        array, or the draws of one write: it would be held in memory. Zarr reads an array's metadata
+        now from its own file, now from its group's or the root's: all of them are looked at.
         """
-        zarr, every = _zarr(), self.settings["draws_per_write"]
-        for consolidated in (True, False):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the state's file is none of Zarr's
-                opened = {"mode": "r", "zarr_format": 3, "use_consolidated": consolidated}
-                members = zarr.open_group(str(self.path), **opened).members(max_depth=None)
-            for name, member in members:
-                if member.metadata.zarr_format != 3:
-                    raise ValueError(f"{name} is not of Zarr's format 3")
-                if not isinstance(member, zarr.Array):
-                    continue
-                codecs = {codec.to_dict()["name"] for codec in member.metadata.codecs}
-                if not codecs <= _CODECS:
-                    raise ValueError(f"{name} is encoded by {short(sorted(codecs - _CODECS))}")
-                dims = member.metadata.dimension_names or [None] * member.ndim
-                for dim, size, chunk in zip(dims, member.shape, member.chunks, strict=True):
-                    if dim == "chain" and size != self.settings["num_chains"]:
-                        raise ValueError(f"{name} is of {size} chains")
-                    if chunk > (every if dim == "draw" else max(size, 1)):
-                        raise ValueError(
-                            f"{name} of shape {member.shape} is in chunks {chunk} long"
-                        )
+        for path in self.path.rglob("*"):
+            if path.name in _FORMAT_2:
+                raise ValueError(f"{path} is of Zarr's format 2")
+            if path.name == "zarr.json":
+                self._check_node(path.parent, json.loads(path.read_bytes()))
+
+    def _check_node(self, path, node):
+        inner = (node.get("consolidated_metadata") or {}).get("metadata", {})
+        for name, child in inner.items():
+            self._check_node(path / name, child)
+        if node["zarr_format"] != 3 or node.get("storage_transformers"):
+            raise ValueError(f"{path} is not plain Zarr of format 3")
+        if node["node_type"] != "array":
+            return
+        codecs = {codec["name"] for codec in node["codecs"]}
+        if not codecs <= _CODECS:
+            raise ValueError(f"{path} is encoded by {short(sorted(codecs - _CODECS))}")
+        shape, chunk = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
+        dims = node.get("dimension_names") or [None] * len(shape)
+        for dim, size, length in zip(dims, shape, chunk, strict=True):
+            if dim == "chain" and size != self.settings["num_chains"]:
+                raise ValueError(f"{path} is of {size} chains")
+            if length > (self.settings["draws_per_write"] if dim == "draw" else max(size, 1)):
+                raise ValueError(f"{path} of shape {short(shape)} has chunks of {short(chunk)}")
 
     def _create(self, path, data):
         attributes = {"format": _FORMAT, "version": _VERSION}
@@ -425,11 +430,10 @@ def _append(path, dataset, start, stop):
         axis = variable.dims.index("draw")
         values = np.arange(start, stop) if name == "draw" else variable.values
         shape = (*values.shape[:axis], stop, *values.shape[axis + 1 :])
-        if name not in group or group[name].dtype != values.dtype:
-            raise ValueError(
-                f"store {path.parent} is damaged: {path.name}/{name} is not as written"
-            )
-        array = group[name]
+        array = group.get(name)
+        others = None if array is None else (*array.shape[:axis], stop, *array.shape[axis + 1 :])
+        if array is None or others != shape or array.dtype != values.dtype:
+            raise ValueError(f"store {path.parent} is damaged: {path.name}/{name} has changed")
         if array.shape != shape:
             array.resize(shape)
         array[(slice(None),) * axis + (slice(start, stop),)] = values

@@ -5,12 +5,14 @@ import pytest
 import targets
 from scipy import stats
 
+from numpyro_neb import integrators
 from numpyro_neb.integrators import (
     ABOBA,
     BAOAB,
     GHMC,
     MALA,
     ULA,
+    AbstractIntegrator,
     Target,
     WalkState,
     metropolis,
@@ -24,7 +26,13 @@ Y_VAR = X_SD**2 + SIGMA**2
 GAUSSIAN = targets.gaussian(X_SD, SIGMA)
 TARGET = Target(GAUSSIAN, SIGMA)
 CHAINS = 8192
-EVERY = [ULA(), MALA(), BAOAB(), ABOBA(), GHMC()]
+EVERY = [
+    kind()
+    for kind in vars(integrators).values()
+    if isinstance(kind, type)
+    and issubclass(kind, AbstractIntegrator)
+    and kind is not AbstractIntegrator
+]
 UNDERDAMPED = [BAOAB, ABOBA, GHMC]
 
 
