@@ -107,9 +107,15 @@ def to_arviz(
     if num_samples is not None or key is not None:
         raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
     check_walk(mcmc, ", or a MixtureFit")
-    if mcmc.last_state is None or mcmc._collection_params["phase"] == "warmup":
+    if mcmc.last_state is None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
-    warn_of_divergence(np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"]))
+    diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
+    if diverging.shape[1] != mcmc.num_samples // mcmc.thinning:
+        raise ValueError(
+            f"mcmc must have run: it holds {diverging.shape[1]} draws of a warm-up, where"
+            f" num_samples // thinning is {mcmc.num_samples // mcmc.thinning}"
+        )
+    warn_of_divergence(diverging)
     return from_walk(
         mcmc,
         coords,
@@ -172,7 +178,7 @@ def log_densities(data: Any) -> tuple[int, Float[np.ndarray, "chain draw"]]:
     try:
         stats = data["sample_stats"]
         return int(stats.attrs["num_coordinates"]), np.asarray(stats["lp"].values, float)
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         raise ValueError(
             "data must be what to_arviz or stream returned for a walk,"
             f" got {type(data).__name__} without sample_stats of one"
@@ -256,8 +262,7 @@ def _of_model(model, args, kwargs, sites, own):
     sampled = {k: v for k, v in sites.items() if v["type"] == "sample"}
     observed = [site["value"] for site in sampled.values() if site["is_observed"]]
     constants = _numeric_arguments(model, args, kwargs, observed)
-    taken = sites.keys() | constants.keys()
-    named = {name: _site_dims(site, taken) for name, site in sites.items()} | own
+    named = {name: _site_dims(site) for name, site in sites.items()} | own
     for name, site in sampled.items():
         density = smoothed_density(site["fn"])
         if density is None:
@@ -271,7 +276,7 @@ def _of_model(model, args, kwargs, sites, own):
     return named, constants
 
 
-def _site_dims(site, taken):
+def _site_dims(site):
     """The dimensions of a site that have names: those of its plates, and of its event if given."""
     frames, shape = site["cond_indep_stack"], jnp.shape(site["value"])
     if site["type"] == "sample":
@@ -282,8 +287,7 @@ def _site_dims(site, taken):
             return []
     names = [f"{site['name']}_dim_{i}" for i in range(batch)] if frames else []
     for frame in frames:
-        # A dimension can't have the name of a variable.
-        names[batch + frame.dim] = f"{frame.name}_dim" if frame.name in taken else frame.name
+        names[batch + frame.dim] = frame.name
     return names + list(site.get("infer", {}).get("event_dims", []))
 
 

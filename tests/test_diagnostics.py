@@ -1,5 +1,11 @@
+"""Draws as ArviZ data: of a walk on an energy, of a fit, and what ArviZ says of them.
+
+Walks on a model are in test_arviz_models.py.
+"""
+
 import arviz as az
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import targets
@@ -39,6 +45,11 @@ def test_groups(mcmc):
         np.testing.assert_array_equal(data.sample_stats[name].values, fields[name])
     assert "acceptance_rate" not in data.sample_stats
     assert data.constant_data["sigma"].values.item() == 0.5
+    energy = mcmc.sampler.energy
+    np.testing.assert_array_equal(data.constant_data["loc"], energy.loc)
+    np.testing.assert_array_equal(data.constant_data["scale"], energy.scale)
+    assert data.constant_data["loc"].dims == ("row", "column")
+    assert data.sample_stats.attrs["num_coordinates"] == 6
     attributes = data.posterior.attrs
     assert attributes["created_by"] == f"numpyro_neb {neb.__version__}"
     assert attributes["energy"] == "MixtureEnergy"
@@ -54,6 +65,18 @@ def test_groups(mcmc):
 )
 def test_dims_of_every_event_shape(event_shape, dims):
     assert neb.to_arviz(run(event_shape)).posterior["x"].dims == ("chain", "draw", *dims)
+
+
+def test_frozen_coordinates_are_constants_and_do_not_count():
+    locs = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    kernel = neb.WalkJumpKernel(neb.MixtureEnergy(locs, 0.5), frozen=np.eye(2, 3, dtype=bool))
+    mcmc = MCMC(kernel, num_warmup=0, num_samples=2, progress_bar=False)
+    mcmc.run(jax.random.key(0), init_params=jnp.zeros((2, 3)))
+    data = neb.to_arviz(mcmc, constant_data={"seen": np.ones(3)})
+    np.testing.assert_array_equal(data.constant_data["frozen"], np.eye(2, 3, dtype=bool))
+    assert data.constant_data["frozen"].dims == ("row", "column")
+    assert data.constant_data["seen"].shape == (3,)
+    assert data.sample_stats.attrs["num_coordinates"] == 4
 
 
 def test_own_dims_and_coords(mcmc):
@@ -76,10 +99,50 @@ def test_writes_netcdf_and_reads_it_back(mcmc, tmp_path):
     np.testing.assert_array_equal(az.from_netcdf(path).posterior["x"], data.posterior["x"])
 
 
-def test_summary_and_plots():
-    data = neb.to_arviz(run(num_samples=500, sigma=2.0))
-    assert {"r_hat", "ess_bulk"} <= set(az.summary(data, var_names=["x"]).columns)
-    az.plot_energy(data)
+def bfmi_of_a_gaussian(step_size, friction, num_steps, sds):
+    """E-BFMI of BAOAB's energies on N(0, diag(sds^2)): docs/diagnostics.md derives it."""
+    h, k, c = step_size, 1 / np.square(sds), np.exp(-friction * step_size)
+    m = (1 + c) * h**2 * k / 4
+    step = np.array([[1 - m, (1 + c) * h / 2 + 0 * k], [-h * k * (1 + c - m) / 2, c - m]])
+    covariance = np.zeros((len(sds), 2, 2))
+    covariance[:, 0, 0], covariance[:, 1, 1] = 1 / k, 1 - h**2 * k / 4
+    weight = np.stack([k, np.ones(len(sds))], axis=-1)
+    lagged = np.linalg.matrix_power(np.moveaxis(step, -1, 0), num_steps) @ covariance
+    inner = lambda a: np.einsum("si,sij,sj->", weight, a**2, weight)  # noqa: E731
+    return 2 * (1 - inner(lagged) / inner(covariance))
+
+
+@pytest.mark.parametrize(
+    ("step_size", "friction", "num_steps"), [(1.0, 0.2, 1), (1.5, 0.1, 4), (1.0, 0.2, 20)]
+)
+def test_bfmi_of_a_gaussian(step_size, friction, num_steps):
+    """ArviZ's figure tells of the friction; ours is 1 whatever the walk."""
+    sds = np.array([1.0, 1.0, 3.0])
+    energy = targets.gaussian(np.sqrt(sds**2 - 1 + 1e-6), 1.0)
+    kernel = neb.WalkJumpKernel(
+        energy, integrator=neb.integrators.BAOAB(step_size, friction), num_steps=num_steps
+    )
+    chains = {"num_chains": 64, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel, num_warmup=300 // num_steps, num_samples=1000, **chains)
+    mcmc.run(jax.random.key(0))
+    data = neb.to_arviz(mcmc)
+    # Of each chain, so that the error is known; a chain's own variance is short by its error.
+    levels = np.asarray(data.sample_stats["energy"].values, float)
+    ratios = np.mean(np.diff(levels) ** 2, axis=1) / levels.var()
+    exact = bfmi_of_a_gaussian(step_size, friction, num_steps, sds)
+    targets.within(ratios.mean(), exact, ratios.std() / 8)
+    # Var phi is 3/2 on a Gaussian in three dimensions, in every chain within its error.
+    lp = np.asarray(data.sample_stats["lp"].values, float)
+    spread = (lp - lp.mean()) ** 2
+    targets.within(spread.mean(), 1.5, spread.mean(1).std() / 8)
+    found = neb.diagnostics.refreshed_bfmi(data)
+    np.testing.assert_allclose(found, 3 / (1.5 + lp.var(1, ddof=1)), rtol=1e-5)
+
+
+def test_bfmi_of_other_data(mcmc):
+    for other in (az.from_numpyro(mcmc), {"sample_stats": 3}, {}):
+        with pytest.raises(ValueError, match="data must be what to_arviz or stream returned"):
+            neb.diagnostics.refreshed_bfmi(other)
 
 
 def test_diverging_walks_are_told_of():
@@ -99,7 +162,7 @@ def test_bad_arguments(untyped):
     ):
         neb.to_arviz(3)
     nuts = MCMC(NUTS(potential_fn=lambda z: z @ z), num_warmup=1, num_samples=1)
-    with pytest.raises(TypeError, match="mcmc must be an MCMC of a WalkJumpKernel"):
+    with pytest.raises(TypeError, match=r"got MCMC of NUTS: arviz\.from_numpyro takes it"):
         neb.to_arviz(nuts)
     kernel = neb.WalkJumpKernel(targets.gaussian([1.0], 0.5))
     with pytest.raises(ValueError, match=r"mcmc must have run: call mcmc.run\(key\)"):
@@ -133,3 +196,9 @@ def test_a_fitted_mixture_of_images():
 def test_an_mcmc_has_its_own_draws(mcmc):
     with pytest.raises(TypeError, match="num_samples and key are for a MixtureFit"):
         neb.to_arviz(mcmc, num_samples=10)
+
+
+def test_a_fit_has_no_warm_up():
+    fit = neb.fit_mixture(np.zeros(3), 1.0)
+    with pytest.raises(TypeError, match="prior must be None for a MixtureFit: it is for an MCMC"):
+        neb.to_arviz(fit, prior={"x": np.zeros((1, 3))})
