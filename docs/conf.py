@@ -79,7 +79,7 @@ def setup(app: Any) -> None:
     """Formulas as MathML, docstrings as plain text, links for names without their module."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     app.connect("autodoc-process-docstring", _plain_text, priority=400)  # napoleon has 500
-    app.connect("autodoc-process-signature", _named_defaults)
+    app.connect("autodoc-process-signature", _short_types)
     app.connect("missing-reference", _by_last_part)
 
 
@@ -121,14 +121,19 @@ def _sets_off(out: list[str], line: str) -> bool:
     return bool(line) and len(out) > 1 and not out[-1] and bool(out[-2]) and out[-2][0] != " "
 
 
-def _named_defaults(
+def _short_types(
     app: Any, what: Any, name: Any, obj: Any, options: Any, signature: str | None, returns: Any
-) -> tuple[str, Any] | None:
-    """A function as a default, in a dataclass's signature, by its name: <...> is no Python."""
+) -> tuple[str | None, str | None]:
+    """What Sphinx spells out of JAX's types, as the code has it; and <function f> is no Python."""
     del app, what, name, obj, options
-    if signature is None:
-        return None
-    return re.sub(r"<function (\w+)[^>]*>", r"\1", signature), returns
+    array = r"~?[\w.]*\bArray"
+    like = rf"{array} \| ~?[\w.]*ndarray \| ~?[\w.]*bool \| ~?[\w.]*number"
+    like += r" \| bool \| int \| float \| complex( \| ~?[\w.]*TypedNdArray)?"
+    spelled = {r"<function (\w+)[^>]*>": r"\1", like: "ArrayLike", r"jaxlib\._jax\.Array": "Array"}
+    for long, short in spelled.items():
+        signature = signature and re.sub(long, short, signature)
+        returns = returns and re.sub(long, short, returns)
+    return signature, returns
 
 
 def _by_last_part(app: Any, env: Any, node: Any, contnode: Any) -> Any:

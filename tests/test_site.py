@@ -76,7 +76,8 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(site):
-    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+    paths = (path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts)
+    return {path: Page(path) for path in paths}
 
 
 def is_remote(link):
@@ -141,7 +142,7 @@ def wait_for(browser, script, found=bool):
 
 
 def names_of(site, pages):
-    return [str(path.relative_to(site)) for path in pages if "_static" not in path.parts]
+    return [str(path.relative_to(site)) for path in pages]
 
 
 def test_every_page_renders(site, pages, address, browser):
