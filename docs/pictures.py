@@ -65,7 +65,7 @@ def off_circle(points: np.ndarray) -> np.ndarray:
 
 def landscape() -> Figure:
     """Smoothed densities of the circle at two sigmas, and a walk with its jumps on each."""
-    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.3), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(6.2, 3.2), layout="constrained")
     for ax, sigma in zip(axes, (0.25, 0.6), strict=True):
         exact = neb.MixtureEnergy(circle(2, 12), sigma)
         kernel = neb.WalkJumpKernel(exact, num_steps=3)
