@@ -21,7 +21,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 root_doc = "docs/index"
@@ -36,7 +35,7 @@ nb_merge_streams = True
 
 # A name in `backticks` is a link where it is one of ours, and code where it is not.
 default_role = "py:obj"
-smartquotes = False
+smartquotes_action = "D"  # dashes, and no quotes: they are code more often than not
 highlight_language = "none"  # an indented block is a formula
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -63,9 +62,10 @@ html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
 html_extra_path = ["site"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "footer_start": ["copyright"],
     "footer_center": [],
     "footer_end": ["sphinx-version"],
@@ -79,6 +79,7 @@ def setup(app: Any) -> None:
     """Formulas as MathML, docstrings as plain text, links for names without their module."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     app.connect("autodoc-process-docstring", _plain_text, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-signature", _short_types)
     app.connect("missing-reference", _by_last_part)
 
 
@@ -89,7 +90,7 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 def _display(writer: Any, node: nodes.math_block) -> None:
     formula = tex2mathml(node.astext(), as_block=True)
-    writer.body.append(f'<div class="math">{formula}</div>')
+    writer.body.append(f'<div class="formula">{formula}</div>')
     raise nodes.SkipNode
 
 
@@ -118,6 +119,21 @@ def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: l
 def _sets_off(out: list[str], line: str) -> bool:
     """Whether an indented line follows an empty one and prose at the margin."""
     return bool(line) and len(out) > 1 and not out[-1] and bool(out[-2]) and out[-2][0] != " "
+
+
+def _short_types(
+    app: Any, what: Any, name: Any, obj: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str | None, str | None]:
+    """What Sphinx spells out of JAX's types, as the code has it; and <function f> is no Python."""
+    del app, what, name, obj, options
+    array = r"~?[\w.]*\bArray"
+    like = rf"{array} \| ~?[\w.]*ndarray \| ~?[\w.]*bool \| ~?[\w.]*number"
+    like += r" \| bool \| int \| float \| complex( \| ~?[\w.]*TypedNdArray)?"
+    spelled = {r"<function (\w+)[^>]*>": r"\1", like: "ArrayLike", r"jaxlib\._jax\.Array": "Array"}
+    for long, short in spelled.items():
+        signature = signature and re.sub(long, short, signature)
+        returns = returns and re.sub(long, short, returns)
+    return signature, returns
 
 
 def _by_last_part(app: Any, env: Any, node: Any, contnode: Any) -> Any:

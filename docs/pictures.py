@@ -65,7 +65,7 @@ def off_circle(points: np.ndarray) -> np.ndarray:
 
 def landscape() -> Figure:
     """Smoothed densities of the circle at two sigmas, and a walk with its jumps on each."""
-    figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(6.2, 3.2), layout="constrained")
     for ax, sigma in zip(axes, (0.25, 0.6), strict=True):
         exact = neb.MixtureEnergy(circle(2, 12), sigma)
         kernel = neb.WalkJumpKernel(exact, num_steps=3)
@@ -103,7 +103,7 @@ def spheres() -> Figure:
 
 def overlaps() -> Figure:
     """The overlaps of all pairs of training digits."""
-    return neb.plots.overlaps(neb.sphere_overlaps(digits()[0]), sigma=0.2).figure
+    return neb.plots.overlaps(neb.sphere_overlaps(digits()[0])).figure
 
 
 def manifold() -> Figure:
@@ -189,11 +189,11 @@ PICTURES = (landscape, spheres, overlaps, manifold, denoising, walks, memories, 
 
 
 def write(name: str, figure: Figure) -> None:
-    """As a PNG of at most 64 colours, which keeps each below 60 kB."""
+    """As a PNG of at most 32 colours, which keeps each below 60 kB."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     FOLDER.mkdir(exist_ok=True)
-    picture = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    picture = Image.open(buffer).convert("RGB").quantize(32, dither=Image.Dither.NONE)
     picture.save(FOLDER / f"{name}.png", optimize=True)
     plt.close(figure)
     print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")

@@ -37,7 +37,7 @@ def public_names():
             own = own or inner in getattr(value, "__all__", ())
             is_named = inspect.isclass(thing) or inspect.isfunction(thing)
             if own and is_named and not inner.startswith("_"):
-                yield f"{name}.{inner}"
+                yield inner if getattr(neb, inner, None) is thing else f"{name}.{inner}"
 
 
 def test_every_public_name_is_in_the_reference():
@@ -70,6 +70,8 @@ def test_the_table_of_widths():
     np.testing.assert_allclose(draws, 1, rtol=5 * 0.005)
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
 def test_what_an_unnormalised_prior_can_do(capsys):
     page = text("unnormalised")
     names = names_after_running(page)
@@ -80,6 +82,8 @@ def test_what_an_unnormalised_prior_can_do(capsys):
     np.testing.assert_allclose(rows_of_numbers(page), printed, rtol=0.1, atol=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
 def test_the_table_of_integrators():
     page = text("choose_integrator")
     found = names_after_running(page)["found"]
