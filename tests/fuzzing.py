@@ -19,13 +19,13 @@ UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCh
 COMMON = {"deadline": None, "database": None, "suppress_health_check": UNCHECKED}
 # To make a failing example smaller takes time to compile: the long profile does.
 QUICK = {"derandomize": True, "phases": [Phase.generate]}
-settings.register_profile("fast", max_examples=5, **COMMON, **QUICK)
-settings.register_profile("long", max_examples=200, **COMMON)
+settings.register_profile("fast", max_examples=4, **COMMON, **QUICK)
+settings.register_profile("long", max_examples=60, **COMMON)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fast")
 settings.load_profile(PROFILE)
 # What takes a second to compile.
-FEW = settings(max_examples=2 if PROFILE == "fast" else 30)
-MANY = settings(max_examples=25 if PROFILE == "fast" else 2000)
+FEW = settings(max_examples=2 if PROFILE == "fast" else 15)
+MANY = settings(max_examples=25 if PROFILE == "fast" else 1000)
 
 KEY = jax.random.key(0)
 EVENTS = ((), (3,), (2, 3))
