@@ -14,7 +14,7 @@ VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
 OUT ?= demo-output
 
-.PHONY: demo test lint fast slow docs site lowest dist benchmarks clean
+.PHONY: demo test lint fast fast64 slow docs site lowest dist benchmarks clean
 
 demo: $(VENV)/demo
 	$(RUN) -m numpyro_neb demo --out $(OUT)
@@ -29,6 +29,11 @@ lint: $(VENV)/test
 # The doctests are among the fast ones.
 fast: $(VENV)/test
 	$(RUN) -m pytest -n 2 -m "not slow"
+
+# The fast suite in float64, without the doctests, which show the digits of float32.
+X64 ?= tests
+fast64: $(VENV)/test
+	JAX_ENABLE_X64=1 $(RUN) -m pytest -n 2 -m "not slow" $(X64)
 
 SLOW ?= slow
 slow: $(VENV)/test

@@ -133,6 +133,12 @@ def as_array(name: str, value: Any) -> Array | np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def as_jax(array: Array | np.ndarray, dtype: Any = None) -> Array:
+    """An array on the device; what is too large for its dtype there is infinite."""
+    with np.errstate(over="ignore"):
+        return jnp.asarray(array, dtype)
+
+
 def check_reals(name: str, value: Any) -> Array | np.ndarray:
     """An array of real numbers: floats of any width or ints, from an array or lists of numbers.
 
@@ -163,10 +169,22 @@ def check_floats(name: str, value: Any) -> Array | np.ndarray:
     return array
 
 
-def check_finite(name: str, array: Array | np.ndarray) -> None:
-    """Raises a ValueError where a value that is known now is NaN or infinite."""
-    if not isinstance(array, Tracer) and not np.all(np.isfinite(array)):
+def check_finite(name: str, array: Array | np.ndarray, *, in_jax: bool = False) -> None:
+    """Raises a ValueError where a value that is known now is NaN or infinite.
+
+    Args:
+        name: The argument's name, for the message.
+        array: The argument.
+        in_jax: Whether it goes to JAX, so that what is too large for JAX's default float is wrong.
+    """
+    if isinstance(array, Tracer):
+        return
+    if not np.all(np.isfinite(array)):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
+    default = jnp.result_type(float)
+    wider = isinstance(array, np.ndarray) and array.dtype.itemsize > default.itemsize
+    if in_jax and wider and np.abs(array).max(initial=0) > jnp.finfo(default).max:
+        raise ValueError(f"{name} must be finite in {default}, got {np.abs(array).max()}")
 
 
 def finite(name: str, value: Any) -> Float[Array, "..."]:
@@ -176,7 +194,7 @@ def finite(name: str, value: Any) -> Float[Array, "..."]:
         TypeError: If they are no real numbers.
         ValueError: If one is NaN or infinite, or too large for that dtype.
     """
-    array = _as_default_float(check_reals(name, value))
+    array = as_jax(check_reals(name, value), float)
     check_finite(name, array)
     return array
 
@@ -188,7 +206,7 @@ def positive(name: str, value: Any) -> Float[Array, "..."]:
         TypeError: If they are no real numbers.
         ValueError: If one that is known now is not positive and finite in that dtype.
     """
-    array = _as_default_float(check_reals(name, value))
+    array = as_jax(check_reals(name, value), float)
     if isinstance(array, Tracer):
         wrong = ~(jnp.isfinite(array) & (array > 0))
         return eqx.error_if(array, wrong, f"{name} must be positive and finite")
@@ -298,9 +316,3 @@ def _is(array, *kinds):
 
 def _held(array):
     return "None" if array.dtype == object and array.shape == () else array.dtype
-
-
-def _as_default_float(array):
-    # What is too large becomes infinite, and is refused as that.
-    with np.errstate(over="ignore"):
-        return jnp.asarray(array, dtype=float)

@@ -21,7 +21,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
-from numpyro_neb.checks import as_array, check_finite, kind
+from numpyro_neb.checks import as_array, as_jax, check_finite, finite, kind
 from numpyro_neb.convolutions import for_compiled_loops
 from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.energies import AbstractEnergy, initial_position
@@ -74,14 +74,14 @@ class EnergyDensity(eqx.Module):
             ValueError: If it is no finite float array of shape (*chains, *event_shape).
         """
         shape = (*chains, *self.energy.event_shape)
-        array = jnp.asarray(as_array("init_params", init_params))
+        array = as_array("init_params", init_params)
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
                 f"init_params must be a float array of shape {shape},"
                 f" got {array.dtype} of shape {array.shape}"
             )
-        check_finite("init_params", array)
-        return array.astype(self.energy.sigma.dtype)
+        check_finite("init_params", array, in_jax=True)
+        return as_jax(array).astype(self.energy.sigma.dtype)
 
 
 class _Site(NamedTuple):
@@ -212,7 +212,7 @@ class ModelDensity:
             raise ValueError(
                 f"init_params must be a dict with a value of each of {names}, got {got}"
             )
-        values = {name: jnp.asarray(init_params[name], float) for name in names}
+        values = {name: finite(f"init_params[{name!r}]", init_params[name]) for name in names}
         if GIBBS_SITES_KWARG in self._kwargs:
             sites = self._trace(substitute_fn=lambda site: values.get(site["name"]))
             values = {k: biject_to(sites[k]["fn"].support).inv(v) for k, v in values.items()}
@@ -223,7 +223,6 @@ class ModelDensity:
                     f"init_params[{site.name!r}] must have the unconstrained shape {shape},"
                     f" got {values[site.name].shape}"
                 )
-            check_finite(f"init_params[{site.name!r}]", values[site.name])
         return self._flat(values, bool(chains))
 
     def _flat(self, values, batched):

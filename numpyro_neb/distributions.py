@@ -14,7 +14,14 @@ from numpyro.distributions import Distribution, ExpandedDistribution, constraint
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_neb.batching import over_batch
-from numpyro_neb.checks import check_count, check_events, check_finite, check_floats, check_key
+from numpyro_neb.checks import (
+    as_jax,
+    check_count,
+    check_events,
+    check_finite,
+    check_floats,
+    check_key,
+)
 from numpyro_neb.energies import AbstractEnergy, check_energy, initial_position
 from numpyro_neb.integrators import BAOAB, Target, walk
 from numpyro_neb.mixtures import MixtureEnergy
@@ -163,7 +170,7 @@ class SmoothedDensity(Distribution):
             raise ValueError(
                 f"value must have leading dimensions that broadcast with {stack}, got {batch}"
             ) from None
-        return jnp.asarray(array)
+        return as_jax(array)
 
 
 class _Expanded(ExpandedDistribution):

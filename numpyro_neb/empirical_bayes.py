@@ -440,7 +440,7 @@ def _checked(energy, y, chunk_size):
     check_count("chunk_size", chunk_size)
     y = check_floats("y", y)
     check_events("y", y, energy.event_shape)
-    check_finite("y", y)
+    check_finite("y", y, in_jax=True)
     return y
 
 

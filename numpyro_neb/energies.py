@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from numpyro_neb.activations import name_functions, restore_functions
 from numpyro_neb.checks import (
+    Numbers,
     check_floats,
     check_function,
     check_network,
@@ -143,8 +144,8 @@ class NetworkEnergy(AbstractEnergy):
         network: Callable,
         sigma: ArrayLike,
         event_shape: tuple[int, ...],
-        loc: ArrayLike = 0.0,
-        scale: ArrayLike = 1.0,
+        loc: Numbers = 0.0,
+        scale: Numbers = 1.0,
     ):
         self.network = network
         self.sigma, self.event_shape, self.loc, self.scale = _buffers(
@@ -207,8 +208,8 @@ class ResidualEnergy(AbstractEnergy):
         network: Callable,
         sigma: ArrayLike,
         event_shape: tuple[int, ...],
-        loc: ArrayLike = 0.0,
-        scale: ArrayLike = 1.0,
+        loc: Numbers = 0.0,
+        scale: Numbers = 1.0,
     ):
         self.network = network
         self.sigma, self.event_shape, self.loc, self.scale = _buffers(
@@ -281,8 +282,8 @@ class ConditionalEnergy(_Picklable):
         network: Callable,
         event_shape: tuple[int, ...],
         sigma_range: tuple[float, float],
-        loc: ArrayLike = 0.0,
-        scale: ArrayLike = 1.0,
+        loc: Numbers = 0.0,
+        scale: Numbers = 1.0,
     ):
         ends = np.asarray(check_reals("sigma_range", sigma_range))
         if ends.shape != (2,) or not 0 < ends[0] < ends[1] < np.inf:
@@ -439,8 +440,9 @@ def in_dtype_of(
     energy: "AbstractEnergy | ConditionalEnergy", y: Array | np.ndarray
 ) -> Float[Array, "..."]:
     """Data in the dtype in which the energy answers: float16 data are computed in the energy's."""
-    y = jnp.asarray(y)
-    return y.astype(jnp.result_type(y, getattr(energy, "sigma", energy.loc)))
+    y, sigma = jnp.asarray(y), getattr(energy, "sigma", energy.loc)
+    # Not result_type of both: sigma = jnp.asarray(0.5) is weakly typed, and would give way.
+    return y.astype(jnp.promote_types(y.dtype, jnp.result_type(sigma)))
 
 
 def _buffers(sigma, event_shape, loc, scale):

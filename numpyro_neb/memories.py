@@ -407,7 +407,7 @@ def _checked(energy, y, **counts):
     check_energy(energy)
     y = check_floats("y", y)
     check_events("y", y, energy.event_shape)
-    check_finite("y", y)
+    check_finite("y", y, in_jax=True)
     for name, count in counts.items():
         check_count(name, count)
     return in_dtype_of(energy, y)

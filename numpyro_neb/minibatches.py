@@ -70,7 +70,7 @@ def minibatches_of(
 def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
     """The data as an array on the device, once known to be finite floats of that shape."""
     data = check_shape(name, data, event_shape)
-    check_finite(name, data)
+    check_finite(name, data, in_jax=True)
     return jnp.asarray(data)
 
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb.checks import check_key, check_reals, finite, positive_scalar
+from numpyro_neb.checks import Numbers, check_key, check_reals, finite, positive_scalar
 from numpyro_neb.energies import AbstractEnergy, check_event
 
 
@@ -67,10 +67,10 @@ class MixtureEnergy(AbstractEnergy):
 
     def __init__(
         self,
-        locs: ArrayLike,
+        locs: Numbers,
         sigma: ArrayLike,
-        log_weights: ArrayLike | None = None,
-        covariances: ArrayLike | None = None,
+        log_weights: Numbers | None = None,
+        covariances: Numbers | None = None,
     ):
         locs = finite("locs", locs)
         if locs.ndim == 0 or locs.size == 0:

@@ -147,5 +147,5 @@ def _fixed(energy):
 def _batch(name, energy, data):
     data = check_floats(name, data)
     check_rows(name, data, energy.event_shape, "batch")
-    check_finite(name, data)
+    check_finite(name, data, in_jax=True)
     return in_dtype_of(energy, data)

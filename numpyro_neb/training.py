@@ -159,14 +159,12 @@ def fit(
     counts = {"validate_every": validate_every, "patience": patience, "batch_size": batch_size}
     counts = {k: None if v is None else check_count(k, v) for k, v in counts.items()}
     _check_options(patience, validation_data, ema_decay, checkpoint_dir)
-    _check_functions(objective, optimizer, callback)
     devices = devices_of(sharding)
     devices.check_batch_size(batch_size)
     source = minibatches_of(data, energy.event_shape, batch_size, devices)
     if validation_data is not None:
         validation_data = checked_array("validation_data", validation_data, energy.event_shape)
-    if optimizer is None:
-        optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+    optimizer = _checked_functions(objective, optimizer, callback, num_steps)
     validate_every = validate_every or max(1, num_steps // 20)
     key_steps, key_validation = jax.random.split(key)
 
@@ -351,12 +349,16 @@ def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
         check_path("checkpoint_dir", checkpoint_dir)
 
 
-def _check_functions(objective, optimizer, callback):
+def _checked_functions(objective, optimizer, callback, num_steps):
+    """The optimiser, the default one where none is given."""
     check_function("objective", objective)
     if callback is not None:
         check_function("callback", callback)
-    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+    if optimizer is None:
+        return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+    if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {kind(optimizer)}")
+    return optimizer
 
 
 def _key_bits(key):

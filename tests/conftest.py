@@ -39,6 +39,13 @@ def strict():
 
 
 @pytest.fixture
+def x32():
+    """For what is about float32, where `make fast64` runs all tests in float64."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield

@@ -133,6 +133,12 @@ def test_info(energy, data, tmp_path, capsys):
         (("train", "bytes.npy", "--sigma", 1, "--out", "e"), "data must hold floats, got uint8"),
         (("train", "pickle.npy", "--sigma", 1, "--out", "e"), "pickle.npy is no .npy file of"),
         (("train", "text.npy", "--sigma", 1, "--out", "e"), "text.npy is no .npy file of"),
+        (("train", "nan.npy", "--sigma", 1, "--out", "e"), "data must be finite"),
+        (("train", "one.npy", "--sigma", "auto", "--out", "e"), "x must hold at least two points"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--steps", 0), "--steps must be a posi"),
+        (("denoise", "good", "one.npy", "--out", "e"), "y must end in the event shape (4,)"),
+        (("recall", "good", "bytes.npy", "--out", "e"), "y must hold floats, got uint8"),
+        (("sample", "good", "--num-steps", 0, "--out", "e"), "num_steps must be a positive int"),
         (("denoise", "text.npy", "data.npy", "--out", "e"), "text.npy"),
         (("sample", "none", "--out", "e"), "there is no file none"),
         (("info", "text.npy"), "text.npy is no .npy file of numbers"),
@@ -144,6 +150,9 @@ def test_a_sentence_in_place_of_a_traceback(
     monkeypatch.chdir(tmp_path)
     np.save("bytes.npy", np.zeros((5, 2), np.uint8))
     np.save("pickle.npy", np.array([{}, "x"], object))
+    np.save("nan.npy", DATA * np.nan)
+    np.save("one.npy", DATA[:1, :3])
+    neb.save("good", neb.MixtureEnergy(jnp.zeros((1, 4)), 0.5))
     (tmp_path / "text.npy").write_text("not an array")
     before = {path.name for path in tmp_path.iterdir()}
     assert run(*arguments) == 1

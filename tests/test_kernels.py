@@ -211,7 +211,7 @@ def test_frozen_coordinates(integrator):
     mcmc = run(kernel, num_warmup=9, num_samples=1, num_chains=4096,
                chain_method="vectorized", init_params=start)  # fmt: skip
     y = np.asarray(mcmc.get_samples()["y"], float)
-    assert (y[:, 1] == np.float32(given)).all()
+    assert (y[:, 1] == np.asarray(start)[0, 1]).all()
     gain = covariance[[0, 2], 1] / covariance[1, 1]
     rest = covariance[np.ix_([0, 2], [0, 2])] - np.outer(gain, covariance[1, [0, 2]])
     targets.within(y[:, [0, 2]].mean(0), gain * given, np.sqrt(np.diag(rest) / len(y)))
@@ -478,12 +478,12 @@ def test_float64(x64):
         (
             lambda: run(neb.WalkJumpKernel(MIXTURE), init_params=jnp.zeros(3)),
             ValueError,
-            r"init_params must be a float array of shape \(2,\), got float32 of shape \(3,\)",
+            r"init_params must be a float array of shape \(2,\), got float\d\d of shape \(3,\)",
         ),
         (
             lambda: run(neb.WalkJumpKernel(MIXTURE), init_params=jnp.zeros(2, int)),
             ValueError,
-            r"init_params must be a float array of shape \(2,\), got int32",
+            r"init_params must be a float array of shape \(2,\), got int",
         ),
         (
             lambda: run(neb.WalkJumpKernel(MIXTURE), init_params=jnp.array([jnp.nan, 0.0])),

@@ -37,7 +37,7 @@ def test_against_brute_force_in_float64(log_weights, covariances, x64, strict):
 
 
 @pytest.mark.parametrize(("log_weights", "covariances"), CASES)
-def test_float32_agrees(log_weights, covariances, strict):
+def test_float32_agrees(log_weights, covariances, strict, x32):
     energy = neb.MixtureEnergy(LOCS, SIGMA, log_weights, covariances)
     weights = np.zeros(6) if log_weights is None else log_weights
     for y in POINTS:

@@ -58,7 +58,7 @@ def test_is_the_maximum(case):
     gradient = np.exp(log_kernel(y, sigma, everywhere) - log_f[:, None]).mean(0)
     assert len(y) * np.log(gradient.max()) < 1e-4 + 1e-8
     assert fit.duality_gap <= 1e-4
-    assert fit.energy.sigma == np.float32(np.median(sigma))
+    assert fit.energy.sigma == jnp.asarray(np.median(sigma), float)
 
 
 def test_beats_em(x64):

@@ -124,7 +124,7 @@ def test_float64(x64):
     assert error < 1e-12
 
 
-def test_float32_of_an_energy_far_from_zero():
+def test_float32_of_an_energy_far_from_zero(x32):
     energy, exact = shrunken((5,), shrink=0.6, sigma=0.6, scale=0.8, loc=100.0)
     value, error = log_normalizer(energy, jax.random.key(0), **SMALL)
     assert value.dtype == error.dtype == jnp.float32

@@ -93,7 +93,7 @@ def test_the_marginals_of_atoms(x64):
     assert np.all(found.icdf(1.0) == 2)
 
 
-def test_float32_quantile_of_one_is_the_last_atom():
+def test_float32_quantile_of_one_is_the_last_atom(x32):
     energy = neb.MixtureEnergy(jnp.linspace(-3, 3, 1001), 1.0)
     found = MixturePosterior(energy, jnp.linspace(-1, 1, 7))
     # The sum of a thousand responsibilities is not exactly one.

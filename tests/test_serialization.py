@@ -157,7 +157,7 @@ def test_an_unknown_class(saved):
         neb.load(saved)
 
 
-def test_float64_needs_x64(tmp_path):
+def test_float64_needs_x64(tmp_path, x32):
     path = tmp_path / "wide"
     with jax.enable_x64(True):
         energy = neb.MixtureEnergy(np.ones((3, 2)), 0.3)
