@@ -57,6 +57,8 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
     if odd := (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys()):
         raise ValueError(f"{path} holds another state: not in both are {short(sorted(odd))}")
     chains = ((), (settings["num_chains"],))
+    # A scalar, the unit of length say, may be one for each coordinate.
+    shapes = {leaf.shape for leaf in expected.values()}
     values = []
     for name, leaf in expected.items():
         array, dtype = arrays[name], dtypes[name]
@@ -67,7 +69,8 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
             else:
                 values.append(array)
                 fits = str(array.dtype) == dtype == str(leaf.dtype)
-                fits &= array.shape in [(*leading, *leaf.shape) for leading in chains]
+                of_one = {leaf.shape} if leaf.shape else shapes
+                fits &= array.shape in [(*n, *shape) for n in chains for shape in of_one]
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:
