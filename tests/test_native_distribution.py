@@ -76,6 +76,39 @@ def test_shapes(energy, batch_shape, sample_shape):
     assert np.all(density.support(y))
 
 
+@each_energy
+def test_support_and_what_a_draw_is_not(energy):
+    """The support is the whole space; a draw is no differentiable function of the energy."""
+    density = neb.SmoothedDensity(energy, num_steps=2)
+    assert density.support.event_dim == density.event_dim == len(energy.event_shape)
+    assert not density.is_discrete
+    assert not density.has_rsample
+    with pytest.raises(NotImplementedError):
+        density.rsample(jax.random.key(0))
+    y = density.sample(jax.random.key(0), (3,))
+    transform = dist.biject_to(density.support)
+    np.testing.assert_array_equal(transform(y), y)
+    assert np.all(transform.log_abs_det_jacobian(y, y) == 0)
+
+
+def test_through_vmap_scan_and_grad_as_an_argument():
+    """As NumPyro's own distributions: a pytree whose leaves are the energy's arrays."""
+    y = jax.random.normal(jax.random.key(0), (3, 2))
+    one, several = neb.SmoothedDensity(MIXTURE), neb.SmoothedDensity(stack(MIXTURES))
+    log_prob = lambda d, y: d.log_prob(y)  # noqa: E731
+    shared = jax.vmap(log_prob, in_axes=(None, 0))(one, y)
+    np.testing.assert_allclose(shared, one.log_prob(y), rtol=1e-5)
+    expected = [neb.SmoothedDensity(e).log_prob(v) for e, v in zip(MIXTURES, y, strict=True)]
+    np.testing.assert_allclose(jax.vmap(log_prob)(several, y), expected, rtol=1e-5)
+    _, scanned = jax.lax.scan(lambda c, dy: (c, log_prob(*dy)), 0, (several, y))
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5)
+    slope = jax.grad(log_prob)(one, y[0])
+    assert jax.tree.structure(slope) == jax.tree.structure(one)
+    # Moving all components by a is moving y by -a.
+    moved = slope.energy.locs.sum(0)
+    np.testing.assert_allclose(moved, -jax.grad(one.log_prob)(y[0]), rtol=1e-4, atol=1e-5)
+
+
 def test_integrates_to_one():
     grid = jnp.linspace(-8, 8, 400)
     density = neb.SmoothedDensity(SCALAR)

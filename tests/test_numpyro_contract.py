@@ -26,7 +26,7 @@ import pytest
 import targets
 from numpyro.diagnostics import effective_sample_size
 from numpyro.distributions.transforms import AffineTransform
-from numpyro.infer import MCMC
+from numpyro.infer import MCMC, Predictive
 from numpyro.infer.reparam import TransformReparam
 
 import numpyro_neb as neb
@@ -211,6 +211,93 @@ def test_warnings_of_numpyro_reach_the_user():
 
     with pytest.warns(UserWarning, match="Missing a plate statement"):
         run(neb.WalkJumpKernel(model=no_plate))
+
+
+@pytest.fixture(scope="module")
+def two_chains():
+    """A support that depends on another site, a deterministic site, a jump, and data."""
+    data = jnp.array([0.3, -0.2])
+    kernel = neb.WalkJumpKernel(model=moving_support, integrator=GHMC(0.3), adapt_step_size=False)
+    return run(kernel, data, num_chains=2)
+
+
+def moving_support(data=None):
+    low = numpyro.sample("low", dist.Normal(0, 1))
+    x = numpyro.sample("x", dist.Uniform(low, low + 1))
+    y = numpyro.sample("y", neb.SmoothedDensity(targets.skewed_mixture()))
+    numpyro.deterministic("sum", x + y[0])
+    with numpyro.plate("seen", 2):
+        numpyro.sample("data", dist.Normal(x + y[0], 1), obs=data)
+
+
+def test_draws_are_constrained_and_chains_lie_in_a_row(two_chains):
+    flat, grouped = two_chains.get_samples(), two_chains.get_samples(group_by_chain=True)
+    assert set(flat) == {"low", "x", "y", "y_jump", "sum"}
+    assert np.all((flat["low"] < flat["x"]) & (flat["x"] < flat["low"] + 1))
+    np.testing.assert_allclose(flat["sum"], flat["x"] + flat["y"][:, 0], rtol=1e-5, atol=1e-6)
+    for name, values in grouped.items():
+        np.testing.assert_array_equal(values.reshape(flat[name].shape), flat[name])
+    fields, by_chain = (
+        two_chains.get_extra_fields(),
+        two_chains.get_extra_fields(group_by_chain=True),
+    )
+    for name, values in by_chain.items():
+        np.testing.assert_array_equal(values.ravel(), fields[name])
+    two_chains.transfer_states_to_host()
+    assert isinstance(two_chains.get_samples()["x"], np.ndarray)
+
+
+def test_draws_go_to_predictive(two_chains):
+    """With the jumps in them, which are no site of the model."""
+    for batch_ndims, shape in ((1, (20,)), (2, (2, 10))):
+        draws = two_chains.get_samples(group_by_chain=batch_ndims == 2)
+        predictive = Predictive(moving_support, draws, batch_ndims=batch_ndims)
+        predicted = predictive(jax.random.key(1))
+        assert predicted["data"].shape == (*shape, 2)
+        np.testing.assert_allclose(predicted["sum"], draws["sum"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_summary_has_every_site_and_the_count_of_divergences(two_chains, capsys):
+    two_chains.print_summary(exclude_deterministic=False)
+    printed = capsys.readouterr().out
+    for name in ("low", "sum", "x", "y[0]", "y_jump[1]", "Number of divergences: 0"):
+        assert name in printed
+
+
+def test_a_postprocess_fn_of_the_users_own():
+    settings = {"num_warmup": 0, "num_samples": 3, "progress_bar": False}
+    kernel, key = neb.WalkJumpKernel(targets.skewed_mixture()), jax.random.key(0)
+    plain = MCMC(kernel, **settings)
+    plain.run(key)
+    doubled = MCMC(kernel, **settings, postprocess_fn=lambda draw: {"twice": 2 * draw["y"]})
+    doubled.run(key)
+    assert set(doubled.get_samples()) == {"twice"}
+    np.testing.assert_array_equal(doubled.get_samples()["twice"], 2 * plain.get_samples()["y"])
+
+
+def test_parallel_chains_with_the_bar(monkeypatch, capfd):
+    for name in ("CI", "PYTEST_XDIST_WORKER"):  # where NumPyro draws no bar
+        monkeypatch.delenv(name, raising=False)
+    kernel, draws = neb.WalkJumpKernel(targets.skewed_mixture()), {}
+    for bar in (True, False):
+        mcmc = MCMC(kernel, num_warmup=2, num_samples=20, num_chains=2, thinning=3,
+                    chain_method="parallel", progress_bar=bar)  # fmt: skip
+        mcmc.run(jax.random.key(0))
+        draws[bar] = mcmc.get_samples()["y"]
+    assert "Running chain 1" in capfd.readouterr().err
+    assert draws[True].shape == (2 * 6, 2)
+    np.testing.assert_allclose(draws[True], draws[False], rtol=1e-5, atol=1e-5)
+
+
+def test_a_stale_state_is_refreshed():
+    kernel = neb.WalkJumpKernel(model=module_level_model)
+    state = kernel.init(jax.random.key(0), 0, None)
+    walk = state.walk._replace(potential=jnp.zeros(()), gradient=0 * state.walk.gradient)
+    again = kernel.refresh(state._replace(walk=walk), (), {})
+    for name in ("potential", "gradient", "position", "velocity"):
+        np.testing.assert_allclose(
+            getattr(again.walk, name), getattr(state.walk, name), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_extra_fields_of_the_tuning():

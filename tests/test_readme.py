@@ -54,6 +54,29 @@ def test_the_page_on_memories_runs_as_printed():
     assert names["recalled"].mean() > 0.95
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_the_page_on_diagnostics_runs_as_printed():
+    names = names_after_running((ROOT / "docs" / "diagnostics.md").read_text())
+    assert names["rhat"].max() < 1.02
+    ratio, error = names["ratio"], names["error"]
+    assert error < 0.01
+    # BAOAB's bias at a step of sigma is below the error, about the page's own.
+    assert abs(ratio.mean() - 1) < 5 * error + 0.005
+    assert 0.75 < names["kinetic_temperature"](names["data"]).mean() < 1
+    assert 0.1 < names["left_out"](names["data"]) < 0.4
+    np.testing.assert_allclose(
+        names["bfmi_of_a_gaussian"](1.0, 0.2, 1, [1.0, 1.0, 3.0]), 0.3285, 1e-3
+    )
+    np.testing.assert_allclose(names["neb"].diagnostics.refreshed_bfmi(names["data"]), 1, rtol=0.2)
+    assert names["begun"]["warmup_posterior"]["y"].shape == (4, 200, 8, 8)
+    for group in ("prior", "prior_predictive", "posterior_predictive", "log_likelihood"):
+        assert "y" in names["fitted"][group] or group == "prior"
+    assert np.isfinite(
+        names["loo"].elpd if hasattr(names["loo"], "elpd") else names["loo"].elpd_loo
+    )
+
+
 def test_names_in_the_table_exist():
     import numpyro_neb as neb
 
