@@ -189,11 +189,11 @@ PICTURES = (landscape, spheres, overlaps, manifold, denoising, walks, memories, 
 
 
 def write(name: str, figure: Figure) -> None:
-    """As a PNG of at most 32 colours, which keeps each below 60 kB."""
+    """As a PNG of at most 64 colours, which keeps each below 60 kB."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
+    figure.savefig(buffer, dpi=100)
     FOLDER.mkdir(exist_ok=True)
-    picture = Image.open(buffer).convert("RGB").quantize(32, dither=Image.Dither.NONE)
+    picture = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
     picture.save(FOLDER / f"{name}.png", optimize=True)
     plt.close(figure)
     print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
