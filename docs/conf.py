@@ -62,6 +62,7 @@ html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
 html_extra_path = ["site"]
 html_show_sourcelink = False
+html_use_index = False  # the reference has one, and the search finds the rest
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",

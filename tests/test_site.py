@@ -126,7 +126,7 @@ def address(site):
 
 
 @pytest.fixture(scope="module")
-def browser(site, tmp_path_factory):
+def browser(tmp_path_factory):
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
         missing("Debian's chromium and chromium-driver")
@@ -152,7 +152,7 @@ def names_of(site, pages):
     return [str(path.relative_to(site)) for path in pages]
 
 
-def test_every_page_renders(site, pages, address, browser):
+def test_every_page_renders(browser, site, pages, address):
     for name in names_of(site, pages):
         browser.get(f"{address}/{name}")
         wait_for(browser, "return document.readyState == 'complete'")
@@ -163,7 +163,7 @@ def test_every_page_renders(site, pages, address, browser):
         assert errors == [], name
 
 
-def test_pages_fit_a_phone(site, pages, address, browser):
+def test_pages_fit_a_phone(browser, site, pages, address):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     try:
         for name in names_of(site, pages):
@@ -175,7 +175,7 @@ def test_pages_fit_a_phone(site, pages, address, browser):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_search_finds_the_kernel(address, browser):
+def test_search_finds_the_kernel(browser, address):
     browser.get(f"{address}/search.html?q=WalkJumpKernel")
     results = "return [...document.querySelectorAll('#search-results a')].map(a => a.href)"
     links = wait_for(browser, results)
