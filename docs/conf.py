@@ -63,6 +63,8 @@ html_css_files = ["site.css"]
 html_extra_path = ["site"]
 html_show_sourcelink = False
 html_use_index = False  # the reference has one, and the search finds the rest
+# Pages without a section of their own have nothing to show there.
+html_sidebars = {f"docs/{page}": [] for page in ("index", "performance", "comparison")}
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",
