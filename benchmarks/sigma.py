@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="training steps of each energy")
     options = parser.parse_args()
     images = (load_digits(return_X_y=True)[0] / 16).astype(np.float32)
-    train, held_out = train_test_split(images, test_size=297, random_state=0)
+    train, held_out = map(np.asarray, train_test_split(images, test_size=297, random_state=0))
     print("| sigma | pairs | linear | jump | width | ESS | nearest |")
     print("|---|---|---|---|---|---|---|")
     for sigma in options.sigmas:
