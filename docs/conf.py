@@ -49,9 +49,9 @@ napoleon_attr_annotations = False
 napoleon_custom_sections = [("Reference", "References"), "Memory", "Rounding"]
 # Other projects' names: without the network nobody can ask them.
 nitpick_ignore_regex = [
-    (r"py:obj", r".*"),
+    (r"py:obj", r"(?s).*"),
     (r"py:class", r"numpyro_neb\.adaptation\.Adaptation"),
-    (r"py:.*", r"(?!numpyro_neb).*"),
+    (r"py:.*", r"(?s)(?!numpyro_neb).*"),
 ]
 
 html_theme = "pydata_sphinx_theme"
@@ -62,6 +62,9 @@ html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
 html_extra_path = ["site"]
 html_show_sourcelink = False
+html_use_index = False  # the reference has one, and the search finds the rest
+# Pages without a section of their own have nothing to show there.
+html_sidebars = {f"docs/{page}": [] for page in ("index", "performance", "comparison")}
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",
@@ -101,17 +104,19 @@ def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: l
     """
     del app, what, name, obj, options
     out: list[str] = []
-    in_doctest = in_formula = False
+    in_doctest = in_formula = in_code = False
     for line in lines:
         in_doctest = bool(line.strip()) and (in_doctest or line.lstrip().startswith(">>>"))
         indented = line.startswith("    ") or not line
         in_formula = indented and (in_formula or _sets_off(out, line))
+        in_code = in_code and bool(line)
         if in_formula and not out[-1]:
             out[-1:] = ["", "::", ""]
         if not in_doctest and not in_formula:
-            parts = re.split(r"(`[^`]*`)", line)
-            parts[::2] = [part.replace("*", r"\*") for part in parts[::2]]
-            line = "".join(parts)
+            parts = line.split("`")
+            parts[in_code::2] = [part.replace("*", r"\*") for part in parts[in_code::2]]
+            line = "`".join(parts)
+            in_code ^= len(parts) % 2 == 0
         out.append(line)
     lines[:] = out
 

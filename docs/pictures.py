@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from numpyro.infer import MCMC
 from PIL import Image
 from scipy.stats import chi
@@ -84,7 +85,7 @@ def spheres() -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(8, 2.1), width_ratios=[1.7, 1, 1, 1])
     grid = np.linspace(0.01, 2.5, 500)
     for dim in (1, 8, 64, 784):
-        density = chi(dim, scale=1 / np.sqrt(dim)).pdf(grid)
+        density = chi.pdf(grid, dim, scale=1 / np.sqrt(dim))
         axes[0].plot(grid, density / density.max(), label=f"d = {dim}")
     axes[0].set(xlabel=r"$\|Y - X\| \,/\, (\sigma\sqrt{d})$", yticks=[], xlim=(0, 2.5))
     axes[0].legend(frameon=False, fontsize=8)
@@ -92,7 +93,7 @@ def spheres() -> Figure:
                (2.3, r"$\sigma \geq 2\chi$: contained")]  # fmt: skip
     for ax, (sigma, title) in zip(axes[1:], regimes, strict=True):
         for centre, colour in ((-1, "C0"), (1, "C3")):
-            ax.add_patch(plt.Circle((centre, 0), sigma, fill=False, color=colour))
+            ax.add_patch(Circle((centre, 0), sigma, fill=False, color=colour))
             ax.plot(centre, 0, ".", color=colour)
         ax.set(xlim=(-3.4, 3.4), ylim=(-2.6, 2.6), aspect="equal")
         ax.set_title(title, fontsize=9)
@@ -103,7 +104,8 @@ def spheres() -> Figure:
 
 def overlaps() -> Figure:
     """The overlaps of all pairs of training digits."""
-    return neb.plots.overlaps(neb.sphere_overlaps(digits()[0])).figure
+    neb.plots.overlaps(neb.sphere_overlaps(digits()[0]))
+    return plt.gcf()
 
 
 def manifold() -> Figure:
@@ -133,7 +135,8 @@ def denoising() -> Figure:
     """One jump from noisy held-out digits, sigma = 0.3."""
     clean = digits()[1][:12]
     noisy = clean + 0.3 * noise(clean.shape)
-    return neb.plots.denoising(clean, noisy, neb.posterior_mean(energy(0.3), noisy)).figure
+    neb.plots.denoising(clean, noisy, neb.posterior_mean(energy(0.3), noisy))
+    return plt.gcf()
 
 
 def walks() -> Figure:
@@ -154,7 +157,8 @@ def walks() -> Figure:
 def memories() -> Figure:
     """The memories of 300 training digits at sigma = 0.4, with their basins."""
     found = neb.memories.find_memories(energy(0.4), digits()[0][:300])
-    return neb.plots.memories(found).figure
+    neb.plots.memories(found)
+    return plt.gcf()
 
 
 def narrower() -> Figure:
@@ -189,11 +193,11 @@ PICTURES = (landscape, spheres, overlaps, manifold, denoising, walks, memories, 
 
 
 def write(name: str, figure: Figure) -> None:
-    """As a PNG of at most 32 colours, which keeps each below 60 kB."""
+    """As a PNG of at most 64 colours, which keeps each below 60 kB."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
+    figure.savefig(buffer, dpi=100)
     FOLDER.mkdir(exist_ok=True)
-    picture = Image.open(buffer).convert("RGB").quantize(32, dither=Image.Dither.NONE)
+    picture = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
     picture.save(FOLDER / f"{name}.png", optimize=True)
     plt.close(figure)
     print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
