@@ -390,6 +390,8 @@ class _Store:
             raise ValueError(f"{path} is encoded by {short(sorted(codecs - _CODECS))}")
         shape, chunk = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
         dims = node.get("dimension_names") or [None] * len(shape)
+        if not len(dims) == len(shape) == len(chunk):
+            raise ValueError(f"{path} of shape {short(shape)} has chunks of {short(chunk)}")
         for dim, size, length in zip(dims, shape, chunk, strict=True):
             if dim == "chain" and size != self.settings["num_chains"]:
                 raise ValueError(f"{path} is of {size} chains")

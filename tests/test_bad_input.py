@@ -44,6 +44,7 @@ import numpyro_neb as neb
 from numpyro_neb import (
     commands,
     devices,
+    diagnostics,
     empirical_bayes,
     energies,
     geometry,
@@ -397,6 +398,7 @@ REASONS = {
         "empirical_bayes.MixturePosterior",
     },
     "a room: its own names have rows": {
+        "diagnostics",
         "empirical_bayes",
         "energies",
         "geometry",
@@ -416,6 +418,10 @@ REASONS = {
         "commands.add_commands",
         "devices.Devices",
         "devices.digest",
+        "diagnostics.check_walk",
+        "diagnostics.from_walk",
+        "diagnostics.log_densities",
+        "diagnostics.warn_of_divergence",
         "energies.AtLevel",
         "energies.check_energy",
         "energies.check_event",
@@ -433,6 +439,7 @@ def test_every_public_name_has_a_row():
     rooms = (
         commands,
         devices,
+        diagnostics,
         empirical_bayes,
         energies,
         geometry,

@@ -16,8 +16,11 @@ INTERNAL = {
     "energies.AtLevel",
     "energies.check_energy",
     "energies.check_event",
-    "energies.positive",
-    "energies.positive_scalar",
+    "energies.in_dtype_of",
+    "diagnostics.check_walk",
+    "diagnostics.from_walk",
+    "diagnostics.log_densities",
+    "diagnostics.warn_of_divergence",
 }
 
 

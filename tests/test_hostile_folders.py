@@ -215,7 +215,7 @@ LIES = {
     "more dimensions": (
         "sample_stats/diverging",
         {"shape": [2, 20, 10**12]},
-        "is longer than|must be a stream",
+        "has chunks of|must be a stream",
     ),
     "a long event": (
         "posterior/y",

@@ -136,6 +136,12 @@ SUMMARY = [("summary", {"summary": 3}, TypeError, "summary must be a SphereOverl
 add("plots.overlaps", {}, SUMMARY)
 OVERLAPS = neb.sphere_overlaps(PAIRS, progress_bar=False)
 add("plots.overlaps", {"summary": OVERLAPS}, numbers_wrong("sigma", none=False))
+for name in ("plots.energy_transitions", "diagnostics.refreshed_bfmi"):
+    data = [
+        (f"data: {what}", {"data": value}, ValueError, "data must be what to_arviz or stream ret")
+        for what, value in (("an array", Y), ("none", None), ("an MCMC", WALK), ("a dict", {}))
+    ]
+    add(name, {}, data)
 LIMITS = ((-1.0, 1.0), (-1.0, 1.0))
 IN_THREE = neb.MixtureEnergy(np.eye(3), 0.5)
 add(
