@@ -178,7 +178,7 @@ def log_densities(data: Any) -> tuple[int, Float[np.ndarray, "chain draw"]]:
     try:
         stats = data["sample_stats"]
         return int(stats.attrs["num_coordinates"]), np.asarray(stats["lp"].values, float)
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, IndexError, KeyError, TypeError):
         raise ValueError(
             "data must be what to_arviz or stream returned for a walk,"
             f" got {type(data).__name__} without sample_stats of one"

@@ -52,10 +52,11 @@ class SphereOverlaps(NamedTuple):
         return (
             f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
             f" each example by itself. At the median, {self.median:.3g}, half of the pairs overlap;"
-            f" from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix. Take a"
-            f" sigma from {self.median:.2g} to {self.max:.2g} to walk between examples and jump"
-            " back to sharp ones; smaller to denoise or recall details, larger to mix faster. Above"
-            f" {2 * self.max:.2g} each i-sphere contains all examples, and details are lost."
+            f" from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix. Take"
+            f" sigma_c or a little more to walk between examples; from {self.median:.2g} to"
+            f" {self.max:.2g} jumps are sharper, but a long walk may end where the energy is wrong;"
+            f" smaller, to recall details. Above {2 * self.max:.2g} each i-sphere contains all"
+            " examples, and details are lost."
         )
 
 

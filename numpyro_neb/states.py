@@ -56,7 +56,8 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
     expected = {jax.tree_util.keystr(at): leaf for at, leaf in leaves}
     if odd := (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys()):
         raise ValueError(f"{path} holds another state: not in both are {short(sorted(odd))}")
-    chains = ((), (settings["num_chains"],))
+    num_chains = settings["num_chains"]
+    chains = ((num_chains,),) if num_chains > 1 else ((), (1,))
     # A scalar, the unit of length say, may be one for each coordinate.
     shapes = {leaf.shape for leaf in expected.values()}
     values = []

@@ -120,7 +120,7 @@ def test_repeated_points_are_told_from_near_ones():
 def test_advice_names_the_figures():
     found = neb.sphere_overlaps(np.array([0.0, 2.0, 6.0]))
     assert "sigma_c = 3" in found.advice
-    assert "from 2 to 3" in found.advice
+    assert "from 2 to 3 jumps are sharper" in found.advice
 
 
 def test_progress(capsys, monkeypatch):
