@@ -161,6 +161,7 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     _check_extent(Path(path))
+    tensors = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
