@@ -434,7 +434,9 @@ def _append(path, dataset, start, stop):
         shape = (*values.shape[:axis], stop, *values.shape[axis + 1 :])
         array = group.get(name)
         others = None if array is None else (*array.shape[:axis], stop, *array.shape[axis + 1 :])
-        if array is None or others != shape or array.dtype != values.dtype:
+        # Some xarrays store truth values as bytes, and say so in an attribute.
+        stored = {values.dtype, np.dtype("i1") if values.dtype == bool else values.dtype}
+        if array is None or others != shape or array.dtype not in stored:
             raise ValueError(f"store {path.parent} is damaged: {path.name}/{name} has changed")
         if array.shape != shape:
             array.resize(shape)
