@@ -236,6 +236,17 @@ def test_every_plot_of_arviz(name, whole):
 
 
 @pytest.mark.slow
+def test_a_forest_of_images():
+    """ArviZ 1.3's has a dimension `column` of its own: draws of images name theirs otherwise."""
+    energy = neb.MixtureEnergy(jax.random.normal(jax.random.key(0), (4, 2, 3)), 0.5)
+    mcmc = chains(neb.WalkJumpKernel(energy), 50, 2)
+    mcmc.run(jax.random.key(0))
+    names = {"y": ["height", "width"], "x": ["height", "width"]}
+    az.plot_forest(neb.to_arviz(mcmc, dims=names), var_names=["y"])
+    az.plot_rank(neb.to_arviz(mcmc), var_names=["y"])
+
+
+@pytest.mark.slow
 def test_plots_of_loo_and_of_warm_up(whole):
     *_, data = whole
     loo = az.loo(data, pointwise=True)
