@@ -145,7 +145,7 @@ def test_info(energy, data, tmp_path, capsys):
     ],
 )
 def test_a_sentence_in_place_of_a_traceback(
-    arguments, message, data, tmp_path, capsys, monkeypatch
+    arguments, message, data, tmp_path, capsys, monkeypatch, untyped
 ):
     monkeypatch.chdir(tmp_path)
     np.save("bytes.npy", np.zeros((5, 2), np.uint8))
