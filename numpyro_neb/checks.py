@@ -187,6 +187,13 @@ def check_finite(name: str, array: Array | np.ndarray, *, in_jax: bool = False) 
         raise ValueError(f"{name} must be finite in {default}, got {np.abs(array).max()}")
 
 
+def check_squares(name: str, array: np.ndarray, unit: float = 1.0) -> None:
+    """Raises a ValueError where a square, also in that unit, would overflow float64."""
+    largest, limit = np.abs(array).max(), 1e150 * min(1.0, unit)
+    if largest > limit:
+        raise ValueError(f"{name} must be at most {limit:g}, to be squared, got {largest:g}")
+
+
 def finite(name: str, value: Any) -> Float[Array, "..."]:
     """Real numbers as an array of JAX's default float, finite where they are known now.
 
@@ -315,4 +322,6 @@ def _is(array, *kinds):
 
 
 def _held(array):
-    return "None" if array.dtype == object and array.shape == () else array.dtype
+    if array.dtype != object or array.shape != ():
+        return array.dtype
+    return "None" if array.item() is None else kind(array.item())

@@ -15,6 +15,7 @@ from numpyro_neb.checks import (
     check_finite,
     check_positive,
     check_reals,
+    check_squares,
 )
 
 
@@ -279,4 +280,5 @@ def _checked(x) -> np.ndarray:
         raise ValueError(f"x must hold at least two points, got shape {x.shape}")
     x = x.reshape(len(x), -1).astype(float)
     check_finite("x", x)
+    check_squares("x", x)
     return x - x.mean(0)

@@ -20,6 +20,7 @@ from numpyro_neb.checks import (
     check_key,
     check_positive,
     check_reals,
+    check_squares,
 )
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.posteriors import MixturePosterior
@@ -392,12 +393,13 @@ def _candidates(y, sigma, locs):
         locs = np.asarray(check_reals("locs", locs), float)
         if locs.ndim != y.ndim or locs.shape[1:] != y.shape[1:] or len(locs) == 0:
             raise ValueError(f"locs must have shape {_shape('K', y.shape[1:])}, got {locs.shape}")
-        check_finite("locs", locs)
+        check_finite("locs", locs, in_jax=True)
+        check_squares("locs", locs, sigma.min())
         return np.unique(locs, axis=0)
     if y.ndim > 1:
         return np.unique(y, axis=0)
     low, high = y.min(), y.max()
-    if low == high:
+    if high - low <= 1e-300:  # a grid would have no spacing
         return np.asarray([low])
     coarser, locs = 1.0, _grid(y, sigma, 1.0)
     while len(locs) > max(3000, 2e7 / len(y)):
@@ -441,10 +443,11 @@ def _checked(y, sigma):
     sigma = np.asarray(check_reals("sigma", sigma), float)
     if y.ndim == 0 or y.size == 0:
         raise ValueError(f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
-    check_finite("y", y)
+    check_finite("y", y, in_jax=True)
     if sigma.shape not in ((), (len(y),)):
         raise ValueError(f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
     if not np.all(np.isfinite(sigma) & (sigma > 0)):
         wrong = sigma[~(np.isfinite(sigma) & (sigma > 0))]
         raise ValueError(f"sigma must be positive and finite, got {wrong[0]}")
+    check_squares("y", y, sigma.min())
     return y, np.broadcast_to(sigma, (len(y),))

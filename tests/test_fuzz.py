@@ -408,6 +408,7 @@ TAKES_FLOATS = {
     "energy": ("y", ENERGY),
     "score": ("y", energy_of("own", (3,)).score),
 }
+EXTREME = np.array([[1e200, -1e200], [0.0, 5e-324]])
 TAKES_REALS = {
     "MixtureEnergy": ("locs", lambda x: neb.MixtureEnergy(x, 1.0)),
     "sphere_overlaps": ("x", lambda x: neb.sphere_overlaps(x, progress_bar=False)),
@@ -443,6 +444,16 @@ def test_arrays_of_any_kind(name, array, untyped):
     except Exception as error:
         only_names(error, argument)
     plots.plt.close("all")
+
+
+@pytest.mark.parametrize("name", TAKES_REALS)
+def test_extreme_numbers(name, untyped):
+    argument, call = TAKES_REALS[name]
+    for array in (EXTREME, EXTREME[0], EXTREME[1], EXTREME[None], EXTREME[None, None, 1:]):
+        try:
+            call(array)
+        except Exception as error:
+            only_names(error, argument)
 
 
 COUNTS = {
