@@ -319,7 +319,8 @@ def check_path(name: str, value: Any) -> None:
 
 def _is(array, *kinds):
     # NumPy counts a time difference among the integers.
-    return array.dtype.kind != "m" and any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
+    time = getattr(array.dtype, "kind", None) == "m"  # a key's dtype has none
+    return not time and any(jnp.issubdtype(array.dtype, kind) for kind in kinds)
 
 
 def _held(array):

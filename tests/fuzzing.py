@@ -104,3 +104,11 @@ def observations(draw, kinds=KINDS, batches=((), (1,), (2,), (2, 1), (0,)), even
     layout = draw(st.sampled_from([np.ascontiguousarray, np.asfortranarray, jnp.asarray]))
     # ascontiguousarray makes a vector of a scalar.
     return kind, event, batch, layout(y).reshape(y.shape)
+
+
+def diagonal(kind, event, y):
+    return np.diagonal(expected(kind, event, y)[2], axis1=1, axis2=2)
+
+
+def std(kind, event, y):
+    return np.sqrt(np.maximum(diagonal(kind, event, y), 0))

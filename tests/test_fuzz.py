@@ -15,7 +15,20 @@ import numpy as np
 import numpyro
 import pytest
 import targets
-from fuzzing import EVENTS, FEW, KEY, KINDS, MANY, SIGMA, close, energy_of, expected, observations
+from fuzzing import (
+    EVENTS,
+    FEW,
+    KEY,
+    KINDS,
+    MANY,
+    SIGMA,
+    close,
+    diagonal,
+    energy_of,
+    expected,
+    observations,
+    std,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -40,14 +53,6 @@ def sign_rate(kind, event, y):
     variance = np.diagonal(covariance, axis1=1, axis2=2)
     assume(np.all(variance > 1e-3))
     return ndtr(-np.abs(mean) / np.sqrt(variance))
-
-
-def diagonal(kind, event, y):
-    return np.diagonal(expected(kind, event, y)[2], axis1=1, axis2=2)
-
-
-def std(kind, event, y):
-    return np.sqrt(np.maximum(diagonal(kind, event, y), 0))
 
 
 # Each function of an energy and observations, and its formula; "d d" where there are matrices.
