@@ -26,7 +26,9 @@ from fuzzing import (
     diagonal,
     energy_of,
     expected,
+    interval,
     observations,
+    sign_rate,
     std,
 )
 from hypothesis import assume, given
@@ -34,25 +36,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpyro.handlers import seed, substitute
 from scipy.spatial.distance import pdist
-from scipy.special import ndtr, ndtri
 
 import numpyro_neb as neb
 from numpyro_neb import empirical_bayes, geometry, integrators, memories, networks, plots
-
-
-def interval(kind, event, y):
-    assume(kind in ("network", "own"))
-    _, mean, covariance = expected(kind, event, y)
-    std = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0))
-    return mean - ndtri(0.95) * std
-
-
-def sign_rate(kind, event, y):
-    assume(kind in ("network", "own"))
-    _, mean, covariance = expected(kind, event, y)
-    variance = np.diagonal(covariance, axis1=1, axis2=2)
-    assume(np.all(variance > 1e-3))
-    return ndtr(-np.abs(mean) / np.sqrt(variance))
 
 
 # Each function of an energy and observations, and its formula; "d d" where there are matrices.
