@@ -40,7 +40,6 @@ from scipy.spatial.distance import pdist
 import numpyro_neb as neb
 from numpyro_neb import empirical_bayes, geometry, integrators, memories, networks, plots
 
-
 # Each function of an energy and observations, and its formula; "d d" where there are matrices.
 OBSERVED = {
     "mean": (neb.posterior_mean, lambda *a: expected(*a)[1]),
