@@ -9,6 +9,7 @@ from wrong_arguments import (
     MADE,
     MIXTURE,
     TRAINED,
+    Own,
 )
 
 import numpyro_neb as neb
