@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.special import ndtr, ndtri
 
 import numpyro_neb as neb
 from numpyro_neb import networks
@@ -104,3 +105,26 @@ def observations(draw, kinds=KINDS, batches=((), (1,), (2,), (2, 1), (0,)), even
     layout = draw(st.sampled_from([np.ascontiguousarray, np.asfortranarray, jnp.asarray]))
     # ascontiguousarray makes a vector of a scalar.
     return kind, event, batch, layout(y).reshape(y.shape)
+
+
+def diagonal(kind, event, y):
+    return np.diagonal(expected(kind, event, y)[2], axis1=1, axis2=2)
+
+
+def std(kind, event, y):
+    return np.sqrt(np.maximum(diagonal(kind, event, y), 0))
+
+
+def interval(kind, event, y):
+    assume(kind in ("network", "own"))
+    _, mean, covariance = expected(kind, event, y)
+    std = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0))
+    return mean - ndtri(0.95) * std
+
+
+def sign_rate(kind, event, y):
+    assume(kind in ("network", "own"))
+    _, mean, covariance = expected(kind, event, y)
+    variance = np.diagonal(covariance, axis1=1, axis2=2)
+    assume(np.all(variance > 1e-3))
+    return ndtr(-np.abs(mean) / np.sqrt(variance))

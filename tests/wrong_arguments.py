@@ -94,6 +94,7 @@ def arrays_wrong(name, good, floats, event=True):
         ("bools", good > 0, TypeError, f"{name} must hold {held}, got bool"),
         ("complex", good * 1j, TypeError, f"{name} must hold {held}, got complex"),
         ("strings", good.astype(str), TypeError, f"{name} must hold {held}, got <U"),
+        ("times", good.astype("m8[s]"), TypeError, f"{name} must hold {held}, got timedelta64"),
         ("None", None, TypeError, f"{name} must hold {held}, got None"),
         ("uneven", [[1.0, 2.0], [3.0]], TypeError, f"{name} must be an array, got list"),
         ("a key", jax.random.split(KEY), TypeError, f"{name} must hold {held}, got key<fry>"),
