@@ -210,7 +210,11 @@ def chunks(size):
 GZIP = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip"}]
 LIES = {
     "large chunks": ("posterior/y", chunks([2, 10**12, 3]), "has chunks of"),
-    "large constant chunks": ("constant_data/sigma", chunks([10**12]), "has chunks of"),
+    "large constant chunks": (
+        "constant_data/sigma",
+        chunks([10**12]),
+        "has chunks of|must be a stream",
+    ),
     "many chains": ("sample_stats/lp", {"shape": [10**12, 20]}, "is of 1000000000000 chains"),
     "more dimensions": (
         "sample_stats/diverging",
