@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from numpyro_neb.checks import short
 from numpyro_neb.devices import Devices, digest
 from numpyro_neb.files import check_plain, check_sums, write_sums
 
@@ -139,7 +140,7 @@ class Checkpoints:
             raise _RefusedError(f"{path} is no checkpoint of numpyro_neb")
         if header["version"] != _VERSION:
             raise _RefusedError(
-                f"{path} has format version {_short(header['version'])}, and this numpyro_neb reads"
+                f"{path} has format version {short(header['version'])}, and this numpyro_neb reads"
                 f" {_VERSION}: another numpyro_neb wrote it"
             )
         theirs = header["arguments"]
@@ -147,7 +148,7 @@ class Checkpoints:
             if theirs.get(name) != value:
                 raise _RefusedError(
                     f"checkpoint_dir {self.folder} holds a training with another {name}"
-                    f" ({_short(theirs.get(name))}, now {_short(value)}): give the same to go on"
+                    f" ({short(theirs.get(name))}, now {short(value)}): give the same to go on"
                     " with it, or another folder"
                 )
 
@@ -160,11 +161,6 @@ def _damaged(path, why):
     return _RefusedError(
         f"the checkpoint {path} is damaged ({why}): delete it to go on from the one before"
     )
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def describe(tree: PyTree) -> list[str]:

@@ -5,6 +5,7 @@ known, so that nothing here stands in the way of `jax.jit`, `jax.vmap` or a deri
 """
 
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from operator import index
 from typing import Any
@@ -28,7 +29,7 @@ def kind(value: Any) -> str:
 
 
 def check_key(key: Any, num_chains: int | None = None) -> Array:
-    """One JAX random key, typed or of two uint32.
+    """One JAX random key, typed or of uint32.
 
     Args:
         key: The argument.
@@ -40,7 +41,8 @@ def check_key(key: Any, num_chains: int | None = None) -> Array:
     """
     is_array = isinstance(key, jax.Array | np.ndarray)
     typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and not (is_array and key.dtype == np.uint32 and key.shape[-1:] == (2,)):
+    size = 4 if "rbg" in jax.config.values["jax_default_prng_impl"] else 2  # of bare numbers
+    if not typed and not (is_array and key.dtype == np.uint32 and key.shape[-1:] == (size,)):
         raise TypeError(f"key must be a JAX random key, as jax.random.key(0) is, got {kind(key)}")
     batch = key.shape if typed else key.shape[:-1]
     if batch not in ((), (num_chains,)):
@@ -123,6 +125,8 @@ def as_array(name: str, value: Any) -> Array | np.ndarray:
     """
     if isinstance(value, jax.Array):
         return value
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name} must be a plain array, got a masked one: fill or drop its gaps")
     try:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
             return jnp.asarray(value)
@@ -283,7 +287,12 @@ def check_result(name: str, out: Any, shape: tuple[int, ...], hint: str = "") ->
 
 
 def check_network(
-    name: str, fn: Callable, event_shape: tuple[int, ...], shape: tuple[int, ...], hint: str = ""
+    name: str,
+    fn: Callable,
+    event_shape: tuple[int, ...],
+    shape: tuple[int, ...],
+    hint: str = "",
+    dtype: Any = float,
 ) -> None:
     """Raises a ValueError unless `fn` maps one event to floats of a shape; nothing is computed.
 
@@ -293,8 +302,9 @@ def check_network(
         event_shape: The shape of one event.
         shape: The shape of what it must return.
         hint: What to say besides where that is another one.
+        dtype: That of the event.
     """
-    y = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
+    y = jax.ShapeDtypeStruct(event_shape, jnp.result_type(dtype))
     try:
         out = eqx.filter_eval_shape(lambda fn, y: fn(y), fn, y)
     except Exception as error:
@@ -302,6 +312,15 @@ def check_network(
             f"{name} must take one array of the event shape {event_shape}; it raised: {error}"
         ) from error
     check_result(name, out, shape, hint)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
+
+
+def short(value: Any) -> str:
+    """What a file says, fit for an error: neither long nor able to steer a terminal."""
+    return _REPR.repr(value)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ A configuration may be somebody else's. Only the classes in a fixed table are co
 shapes in place of arrays, once each word is of its type and no size is larger than the file.
 """
 
-import reprlib
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_neb.activations import find_function, function_name
+from numpyro_neb.checks import short
 from numpyro_neb.energies import (
     AtLevel,
     ConditionalEnergy,
@@ -230,8 +230,3 @@ def _check_sizes_in_file(config, tensors):
     for word, size in sizes.items():
         if size != "scalar" and size > numbers:
             raise ValueError(f"{word} of {size} with {numbers} numbers")
-
-
-def short(value: Any) -> str:
-    """What a file says, fit for an error: neither long nor able to steer a terminal."""
-    return reprlib.repr(value)

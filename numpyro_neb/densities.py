@@ -140,12 +140,30 @@ class ModelDensity:
         """The jump from each `SmoothedDensity` site, under its own name `<site>_jump`.
 
         Args:
-            values: The constrained values of latent sites.
+            values: The constrained values of all latent sites, and of others, which do not count.
+                Where a latent one is missing there are no jumps: they may depend on it.
         """
-        sites = self._trace(data=values)
-        names = [site.name for site in self._sites if site.smoothed and site.name in values]
-        densities = {name: smoothed_density(sites[name]["fn"]) for name in names}
-        return {f"{k}_jump": v.denoise(values[k]) for k, v in densities.items() if v is not None}
+        if any(site.name not in values for site in self._sites):
+            return {}
+        sites = self._trace(data={site.name: values[site.name] for site in self._sites})
+        found = {}
+        for name in (site.name for site in self._sites if site.smoothed):
+            density: Any = smoothed_density(sites[name]["fn"])
+            found[f"{name}_jump"] = for_compiled_loops(density.denoise)(values[name])
+        return found
+
+    def constant_sigmas(self) -> dict[str, Float[Array, "..."]]:
+        """The sigma of each `SmoothedDensity` site, observed or not, that no latent site moves."""
+
+        def sigmas(values):
+            sites = self._trace(data=values).items()
+            samples = {k: smoothed_density(v["fn"]) for k, v in sites if v["type"] == "sample"}
+            return {k: v.energy.sigma for k, v in samples.items() if v is not None}
+
+        first = self.sites()
+        values = {site.name: jnp.asarray(first[site.name]["value"]) for site in self._sites}
+        found, moved = jax.jvp(sigmas, (values,), (jax.tree.map(jnp.ones_like, values),))
+        return {name: sigma for name, sigma in found.items() if not jnp.any(moved[name])}
 
     def unit(self) -> Float[Array, " d"]:
         """The sigma of the coordinates of a `SmoothedDensity`, one for others."""

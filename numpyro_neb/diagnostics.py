@@ -68,7 +68,7 @@ def to_arviz(
             `Predictive(model, mcmc.get_samples())`.
         constant_data: More constants.
         log_likelihood: Whether to compute the log likelihood of each observation at each draw; by
-            default for every model.
+            default for every model. It takes chains x draws x observations floats.
         num_samples: The number of draws in each chain of a fit, 1,000 by default.
         key: A JAX random key for them, `jax.random.key(0)` by default.
 
@@ -138,10 +138,12 @@ def refreshed_bfmi(data: Any) -> Float[np.ndarray, " chain"]:
 
         d / (d / 2 + Var log f(y)),   d the number of coordinates that move,
 
-    is a property of the law alone: 1 for a Gaussian, 2 at most, and below 0.3 where the tails are
-    so heavy, or the levels of phi so far apart, that momentum crosses them slowly. An underdamped
-    walk keeps part of its momentum from draw to draw, so that `arviz.bfmi` of its energies tells of
-    the friction instead. This is the number to hold to NUTS users' threshold.
+    is a property of the law: 1 for a Gaussian, 2 at most, and below 0.3 where the tails are so
+    heavy, or the levels of phi so far apart, that momentum crosses them slowly. An underdamped walk
+    keeps part of its momentum from draw to draw, so that `arviz.bfmi` of its energies tells of the
+    friction instead. This is the number to hold to NUTS users' threshold, once R-hat and the
+    effective sample size of `lp` are good: Var log f(y) is the chain's own, and a chain that has
+    not mixed has seen too little of it, so that the fraction comes out too high.
 
     Args:
         data: What `to_arviz` or `stream` returned for a walk.
@@ -224,6 +226,9 @@ def from_walk(
         mcmc.sampler = kernel.wrap_model(lambda model: seed(model, jax.random.key(0)))
         density = ModelDensity(kernel.model, mcmc._args, mcmc._kwargs, kernel.init_strategy)
         named, constants = _of_model(kernel.model, mcmc._args, mcmc._kwargs, density.sites(), own)
+        constants |= {
+            f"{name}_sigma": np.asarray(sigma) for name, sigma in density.constant_sigmas().items()
+        }
     settings = {"coords": dict(coords or {}), "dims": named}
     data = az.from_numpyro(
         mcmc,
@@ -260,15 +265,11 @@ def _of_model(model, args, kwargs, sites, own):
     """The names of the dimensions, and what is constant, of a walk on a model."""
     sites = {k: v for k, v in sites.items() if v["type"] in ("sample", "deterministic")}
     sampled = {k: v for k, v in sites.items() if v["type"] == "sample"}
-    observed = [site["value"] for site in sampled.values() if site["is_observed"]]
+    observed = {name: site["value"] for name, site in sampled.items() if site["is_observed"]}
     constants = _numeric_arguments(model, args, kwargs, observed)
     named = {name: _site_dims(site) for name, site in sites.items()} | own
     for name, site in sampled.items():
-        density = smoothed_density(site["fn"])
-        if density is None:
-            continue
-        constants[f"{name}_sigma"] = np.asarray(density.energy.sigma)
-        if not site["is_observed"]:
+        if smoothed_density(site["fn"]) is not None and not site["is_observed"]:
             # A site and its jump have the same dimensions.
             rank = jnp.ndim(site["value"])
             names = named[name] + [f"{name}_dim_{i}" for i in range(rank - len(named[name]))]
@@ -303,10 +304,16 @@ def _numeric_arguments(model, args, kwargs, observed):
             arguments |= {f"{name}_{i}": one for i, one in enumerate(value)}
         else:
             arguments[name] = value
+
+    def is_observed(name, value):
+        # By what it is, not by its numbers, which a covariate may share.
+        same = name in observed and jnp.shape(observed[name]) == jnp.shape(value)
+        return same or any(value is seen for seen in observed.values())
+
     return {
         name: np.asarray(value)
         for name, value in arguments.items()
-        if _is_numeric(value) and not any(np.array_equal(value, seen) for seen in observed)
+        if _is_numeric(value) and not is_observed(name, value)
     }
 
 
@@ -342,8 +349,7 @@ def _prior_groups(prior, density, posterior):
     """The posterior's variables, and with them the jumps, and all others."""
     prior = {name: jnp.asarray(values) for name, values in prior.items()}
     if density is not None:
-        latent = {name: values for name, values in prior.items() if f"{name}_jump" in posterior}
-        prior |= jax.lax.map(density.jumps, latent) if latent else {}
+        prior |= jax.lax.map(density.jumps, prior)
     draws = {name: np.asarray(values)[None] for name, values in prior.items()}
     groups = {"prior": {k: v for k, v in draws.items() if k in posterior}}
     groups["prior_predictive"] = {k: v for k, v in draws.items() if k not in posterior}

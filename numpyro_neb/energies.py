@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpyro_neb.activations import name_functions, restore_functions
 from numpyro_neb.checks import (
     Numbers,
+    as_jax,
     check_floats,
     check_function,
     check_network,
@@ -94,7 +95,7 @@ class AbstractEnergy(_Picklable):
 
     def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """-grad phi(y), close to grad log f(y), of shape `event_shape`."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         return -jax.grad(self)(y)
 
     def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
@@ -103,6 +104,7 @@ class AbstractEnergy(_Picklable):
         Reference:
             Robbins 1956; Miyasawa 1961; NEB equation 3.
         """
+        y = check_event(y, self.event_shape)
         return y + self.sigma**2 * self.score(y)
 
 
@@ -159,7 +161,7 @@ class NetworkEnergy(AbstractEnergy):
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = network((y - loc) / scale)."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         return self.network((y - self.loc) / self.scale)
 
 
@@ -222,7 +224,7 @@ class ResidualEnergy(AbstractEnergy):
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = norm(y - r(y))^2 / (2 sigma^2)."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         # In standard units y - r(y) = scale (z - network(z)).
         z = (y - self.loc) / self.scale
         return jnp.sum((self.scale * (z - self.network(z))) ** 2) / (2 * self.sigma**2)
@@ -405,6 +407,10 @@ def check_energy(energy: Any, *, conditional: bool = False) -> None:
         raise TypeError(
             "energy must be one at one noise level, got a ConditionalEnergy: use energy.at(sigma)"
         )
+    if isinstance(getattr(energy, "energy", None), AbstractEnergy):
+        raise TypeError(
+            f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}: give its .energy"
+        )
     if isinstance(energy, type) or not isinstance(energy, AbstractEnergy):
         raise TypeError(
             f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}: wrap a network or"
@@ -416,7 +422,9 @@ def check_energy(energy: Any, *, conditional: bool = False) -> None:
     if type(energy).__module__.partition(".")[0] != __package__:
         stack = len(jnp.shape(energy.sigma))
         one = jax.tree.map(lambda leaf: _without(leaf, stack), energy)
-        check_network("energy", one, energy.event_shape, (), ": its value is a scalar")
+        # In its own precision: a float32 network need not take float64.
+        hint, dtype = ": its value is a scalar", one.sigma.dtype
+        check_network("energy", one, energy.event_shape, (), hint, dtype)
 
 
 def _without(leaf, stack):
@@ -426,14 +434,15 @@ def _without(leaf, stack):
     return jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype)
 
 
-def check_event(y: Float[Array, "..."], event_shape: tuple[int, ...]) -> None:
-    """Raises an error where `y` is not one unbatched event of floats."""
-    check_floats("y", y)
-    if jnp.shape(y) != event_shape:
+def check_event(y: Any, event_shape: tuple[int, ...]) -> Float[Array, "*event"]:
+    """`y` as an array; raises an error where it is not one unbatched event of floats."""
+    array = as_jax(check_floats("y", y))
+    if array.shape != event_shape:
         raise ValueError(
-            f"y must have the event shape {event_shape}, got {jnp.shape(y)};"
+            f"y must have the event shape {event_shape}, got {array.shape};"
             " an energy takes one y: batch with jax.vmap"
         )
+    return array
 
 
 def in_dtype_of(

@@ -53,6 +53,10 @@ class Memories(NamedTuple):
     times: Float[Array, "*batch"]
     curvatures: Float[Array, "*batch"]
 
+    def __str__(self) -> str:
+        at_rest, stable = int(np.sum(self.converged)), int(np.sum(self.stable))
+        return f"{np.size(self.stable):,} cues: {at_rest:,} at rest, {stable:,} stable"
+
 
 def recall(
     energy: AbstractEnergy,

@@ -93,12 +93,12 @@ class MixtureEnergy(AbstractEnergy):
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y), normalised: exp(-phi) integrates to one."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         return self._offset(y) - self._reduce(y, None)[0]
 
     def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """-grad phi(y), the components' scores averaged by their responsibilities."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         if self.spreads is None:
             return (self.denoise(y) - y) / self.sigma**2
 
@@ -168,7 +168,7 @@ class MixtureEnergy(AbstractEnergy):
 
     def _reduce(self, y, values) -> tuple[Any, Any]:
         """The log of the sum of exp(logits), or the average of the values if there are any."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         whole = self.components
         count = len(self.locs)
         block = _BLOCK if self.spreads is None else max(1, _BLOCK // self.spreads.shape[1])
@@ -213,7 +213,7 @@ class MixtureEnergy(AbstractEnergy):
 
     def log_responsibilities(self, y: Float[Array, "*event"]) -> Float[Array, " K"]:
         """Log r_i = log P(i given Y=y)."""
-        check_event(y, self.event_shape)
+        y = check_event(y, self.event_shape)
         return jax.nn.log_softmax(self._logits(y, self.components))
 
     def posterior_means(

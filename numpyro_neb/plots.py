@@ -61,7 +61,7 @@ def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
     """The jumps along each chain: a row a chain, time from left to right.
 
     Args:
-        x: Jumps, of shape (chains, draws, height, width); choose the draws to show.
+        x: Jumps, of shape (chains, draws, height, width); choose the draws to show, at most 200.
         ax: Where to draw; new axes by default.
 
     Returns:
@@ -75,7 +75,14 @@ def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
         >>> import numpy as np, numpyro_neb as neb
         >>> ax = neb.plots.walk_jump(np.random.default_rng(0).random((4, 10, 8, 8)))
     """
+    if hasattr(x, "posterior"):
+        raise TypeError(f"x must be an array, got {kind(x)}: give its posterior['x'][:, ::50], say")
     images = _images("x", x, "chains, draws, height, width")
+    if images.shape[1] > 200:
+        raise ValueError(
+            f"x must hold at most 200 draws to look at, got {images.shape[1]}: choose, as in"
+            " x[:, ::50]"
+        )
     ax = _grid(images, ax, limits=tuple(np.quantile(images, (0.01, 0.99))))
     height = images.shape[2] + 1
     names = [f"chain {chain}" for chain in range(len(images))]

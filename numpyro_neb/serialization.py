@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from numpyro_neb.checks import check_path
-from numpyro_neb.configurations import UnknownModuleError, describe, rebuilt, short
+from numpyro_neb.checks import check_path, short
+from numpyro_neb.configurations import UnknownModuleError, describe, rebuilt
 from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy
 from numpyro_neb.files import write_whole
 
@@ -56,9 +56,9 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
 
     Args:
         path: The file.
-        like: An energy of the same structure, whose arrays are replaced; needed only where the
-            energy holds modules that are neither the package's own nor an `eqx.nn.MLP` with
-            activations from jax.nn or jax.numpy.
+        like: An energy of the same structure, whose arrays are replaced; needed only for stacked
+            energies, and where the energy holds modules that are neither the package's own nor an
+            `eqx.nn.MLP` with activations from jax.nn or jax.numpy.
 
     Returns:
         The energy, equal to the saved one bit for bit.
@@ -78,6 +78,8 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
     if like is not None:
         check_energy(like, conditional=True)
         return _filled(like, tensors, path, exact=True)
+    if np.ndim(tensors.get("sigma", 0.0)) > 0:
+        raise ValueError(f"{path} holds several stacked energies: pass like=, such a stack")
     try:
         energy = rebuilt(config, tensors)
     except UnknownModuleError as error:
@@ -223,7 +225,9 @@ def fingerprint(energy: AbstractEnergy) -> str:
 
 def _signed(format_name, config, tensors) -> dict[str, str]:
     """A file's metadata."""
-    metadata = {"format": format_name, "version": str(_VERSION), "config": json.dumps(config)}
+    # NumPy's scalars too, which eqx.nn.MLP takes for sizes.
+    text = json.dumps(config, default=lambda scalar: scalar.item())
+    metadata = {"format": format_name, "version": str(_VERSION), "config": text}
     return metadata | {"sha256": _digest(metadata, tensors)}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from numpyro_neb.checks import short
 from numpyro_neb.serialization import read_arrays, write_arrays
 
 _FORMAT = "numpyro_neb sampler state"
@@ -90,13 +91,7 @@ def raw(leaf: Any) -> Any:
 
 
 def _key(array, dtype):
-    """The inverse of `_raw`, of a random key: typed, or its bare numbers."""
+    """The inverse of `raw`, of a random key: typed, or its bare numbers."""
     if dtype == "uint32" and array.dtype == dtype and array.shape[-1:] in ((2,), (4,)):
         return array
     return jax.random.wrap_key_data(array, impl=_IMPLEMENTATIONS[dtype])
-
-
-def short(value: Any) -> str:
-    """A value in an error."""
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."

@@ -28,13 +28,13 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
 from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
-from numpyro_neb.checks import check_count, check_key, check_path
+from numpyro_neb.checks import check_count, check_key, check_path, short
 from numpyro_neb.devices import digest
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
 from numpyro_neb.files import check_plain
 from numpyro_neb.kernels import WalkJumpKernel
 from numpyro_neb.serialization import fingerprint
-from numpyro_neb.states import raw, read_state, short, write_state
+from numpyro_neb.states import raw, read_state, write_state
 
 _FORMAT = "numpyro_neb stream"
 _VERSION = 1

@@ -276,3 +276,27 @@ def test_energy_transitions(whole):
     shown = ", ".join(f"{value:.2f}" for value in neb.diagnostics.refreshed_bfmi(data))
     assert ax.get_legend().get_title().get_text() == f"E-BFMI {shown}"
     assert neb.plots.energy_transitions(data, ax=ax) is ax
+
+
+def test_an_energy_whose_sigma_is_another_site():
+    """The jump of each draw is at that draw's sigma, and no one sigma is constant."""
+
+    def model(y, n):
+        s = numpyro.sample("s", dist.Uniform(0.3, 1.5))
+        w = numpyro.sample("w", neb.SmoothedDensity(ENERGY.at(s)))
+        numpyro.sample("v", neb.SmoothedDensity(ENERGY))
+        numpyro.sample("y", dist.Normal(w[0], 1.0), obs=y)
+
+    # An argument that has the value of an observed one is an argument still.
+    mcmc = chains(neb.WalkJumpKernel(model=model, integrator=BAOAB(0.3)), 10, 1)
+    mcmc.run(jax.random.key(0), jnp.asarray(2.0), 2.0)
+    prior = Predictive(model, num_samples=5)(jax.random.key(1), None, 2.0)
+    data = neb.to_arviz(mcmc, prior=prior)
+    for group, draws in (("prior", prior), ("posterior", mcmc.get_samples())):
+        expected = [ENERGY.at(s).denoise(w) for s, w in zip(draws["s"], draws["w"], strict=True)]
+        jumps = data[group]["w_jump"].values[0]
+        np.testing.assert_allclose(jumps, jnp.stack(expected), rtol=1e-4, atol=1e-5)
+    assert set(data["constant_data"].data_vars) == {"n", "v_sigma"}
+    # Without s there is no telling what w's jump would be.
+    del prior["s"]
+    assert "w_jump" not in neb.to_arviz(mcmc, prior=prior)["prior"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import targets
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import HMC, MCMC, NUTS
 
 import numpyro_neb as neb
 
@@ -137,6 +137,31 @@ def test_bfmi_of_a_gaussian(step_size, friction, num_steps):
     targets.within(spread.mean(), 1.5, spread.mean(1).std() / 8)
     found = neb.diagnostics.refreshed_bfmi(data)
     np.testing.assert_allclose(found, 3 / (1.5 + lp.var(1, ddof=1)), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_bfmi_is_that_of_a_sampler_that_draws_the_momentum_anew():
+    """Three Gaussians of one centre in eight dimensions, under HMC and under our walk."""
+    variances = jnp.array([1.0, 1.5, 2.0]) ** 2 - 0.25
+    covariances = variances[:, None, None] * jnp.eye(8)
+    energy = neb.MixtureEnergy(jnp.zeros((3, 8)), 0.5, covariances=covariances)
+    chains = {"num_chains": 64, "chain_method": "vectorized", "progress_bar": False}
+    settings = {"adapt_step_size": False, "adapt_mass_matrix": False}
+    hmc = HMC(potential_fn=energy, step_size=0.3, num_steps=6, trajectory_length=None, **settings)
+    mcmc = MCMC(hmc, num_warmup=100, num_samples=1000, **chains)
+    start = energy.sample(jax.random.key(0), (64,))
+    mcmc.run(jax.random.key(1), init_params=start, extra_fields=("energy",))
+    levels = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["energy"], float)
+    ratios = np.mean(np.diff(levels) ** 2, axis=1) / levels.var()
+    walk = MCMC(
+        neb.WalkJumpKernel(energy, num_steps=30), num_warmup=100, num_samples=1000, **chains
+    )
+    walk.run(jax.random.key(2))
+    # Of the chains' own variances, each short by that of its mean: below a hundredth of it here.
+    found = 1 / neb.diagnostics.refreshed_bfmi(neb.to_arviz(walk))
+    error = np.hypot(ratios.std() / 8 / ratios.mean(), found.std() / 8 / found.mean())
+    targets.within(ratios.mean() * found.mean(), 1.0, error + 0.002)
 
 
 def test_bfmi_of_other_data(mcmc):

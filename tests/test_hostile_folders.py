@@ -16,6 +16,7 @@ from numpyro.infer import MCMC
 from test_training import fit, same
 
 import numpyro_neb as neb
+from numpyro_neb import files
 from numpyro_neb.files import write_sums
 from numpyro_neb.serialization import read_arrays, write_arrays
 
@@ -267,3 +268,13 @@ def test_a_forged_state(store):
         store_refused(store, cause)
     path.unlink()
     store_refused(store, r"is damaged: .state-20.safetensors is missing")
+
+
+def test_what_a_desktop_leaves_in_a_checkpoint_is_no_damage(tmp_path):
+    (tmp_path / "arrays").write_bytes(b"numbers")
+    files.write_sums(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"icons")
+    files.check_sums(tmp_path)
+    (tmp_path / "more").write_bytes(b"")
+    with pytest.raises(ValueError, match="more is not among its SHA256SUMS"):
+        files.check_sums(tmp_path)

@@ -1,5 +1,6 @@
 """What has to work: arrays of any layout, width and kind, ints and lists, transformations."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from wrong_arguments import (
 )
 
 import numpyro_neb as neb
-from numpyro_neb import empirical_bayes, geometry, integrators, plots
+from numpyro_neb import empirical_bayes, geometry, integrators, networks, plots
 
 WIDE = np.arange(12, dtype=np.float32).reshape(3, 4) / 12
 LAYOUTS = {
@@ -107,3 +108,32 @@ def test_checks_do_not_stand_in_the_way_of_transformations(strict):
     assert jnp.isfinite(sigma)
     one = jax.jit(jax.vmap(neb.SmoothedDensity(energy).log_prob))(y)
     np.testing.assert_allclose(one, -jnp.sum(y**2 + y**4, axis=1), rtol=1e-6)
+
+
+def test_one_event_of_any_kind(untyped):
+    """Python's numbers, lists and another byte order, as batches of them."""
+    line = neb.MixtureEnergy(np.array([-1.0, 1.0]), 0.5)
+    network = networks.MLP((2,), width_size=4, depth=1, key=KEY)
+    for y, energy in (
+        (0.5, line),
+        ([0.1, 0.2], MIXTURE),
+        ([0.1, 0.2], neb.ResidualEnergy(network, 0.5, (2,))),
+        (np.array([0.1, 0.2], ">f8"), neb.ResidualEnergy(network, 0.5, (2,))),
+    ):
+        array = jnp.asarray(np.asarray(y, np.float32))
+        for use in (energy, energy.score, energy.denoise):
+            np.testing.assert_array_equal(use(y), use(array))
+
+
+def test_a_float32_energy_in_float64(x64, untyped):
+    """Its network takes float32 alone, and so do we."""
+    layer = eqx.nn.Conv1d(1, 1, 3, padding=1, dtype=jnp.float32, key=KEY)
+    half = jnp.asarray(0.5, jnp.float32)
+    energy = Own(lambda y: jnp.sum(layer(y[None]) ** 2), half, 0 * half, 2 * half)
+    assert neb.posterior_mean(energy, np.ones((3, 2), np.float32)).dtype == jnp.float32
+
+
+def test_keys_of_bare_numbers_of_another_kind():
+    with jax.default_prng_impl("rbg"):
+        draws = MIXTURE.sample(jax.random.PRNGKey(0), (3,))
+    assert draws.shape == (3, 2)

@@ -191,3 +191,22 @@ def test_a_conditional_energy_and_its_levels(tmp_path):
         assert eqx.tree_equal(pickle.loads(pickle.dumps(energy)), energy)
     y = jnp.array([0.3, -1.0])
     np.testing.assert_array_equal(loaded.denoise(y), family.at(0.3).denoise(y))
+
+
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_sizes_of_numpy(tmp_path):
+    sizes = {"width_size": np.int64(8), "depth": 2}
+    mlp = eqx.nn.MLP(2, 2, **sizes, key=jax.random.key(0))
+    energy = neb.ResidualEnergy(mlp, 0.5, (2,))
+    neb.save(tmp_path / "energy", energy)
+    y = jnp.array([0.3, -0.2])
+    assert neb.load(tmp_path / "energy")(y) == energy(y)
+
+
+def test_a_stack_needs_its_like(tmp_path):
+    stack = jax.vmap(lambda sigma: neb.MixtureEnergy(jnp.eye(2), sigma))(jnp.array([0.5, 1.0]))
+    neb.save(tmp_path / "stack", stack)
+    with pytest.raises(ValueError, match="holds several stacked energies: pass like="):
+        neb.load(tmp_path / "stack")
+    loaded = neb.load(tmp_path / "stack", like=stack)
+    np.testing.assert_array_equal(loaded.sigma, stack.sigma)

@@ -68,6 +68,7 @@ def energies_wrong(conditional=False):
         ("no energy", 3, TypeError, r"energy must be a numpyro_neb\.AbstractEnergy, got int"),
         ("no energy but None", None, TypeError, "energy must be .*got NoneType"),
         ("a class", neb.MixtureEnergy, TypeError, "energy must be .*got the class MixtureEnergy"),
+        ("what has one", neb.SmoothedDensity(MIXTURE), TypeError, "energy must be .*its .energy"),
         ("a network", network("scalar"), TypeError, "energy must be .*got MLP: wrap a network"),
         (
             "not scalar",
@@ -97,6 +98,7 @@ def arrays_wrong(name, good, floats, event=True):
         ("times", good.astype("m8[s]"), TypeError, f"{name} must hold {held}, got timedelta64"),
         ("None", None, TypeError, f"{name} must hold {held}, got None"),
         ("uneven", [[1.0, 2.0], [3.0]], TypeError, f"{name} must be an array, got list"),
+        ("masked", np.ma.array(good, mask=good == good.flat[0]), TypeError, "plain array, got a m"),
         ("a key", jax.random.split(KEY), TypeError, f"{name} must hold {held}, got key<fry>"),
     ]
     if floats:

@@ -3,6 +3,7 @@
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -114,6 +115,9 @@ for name, argument in (("walk_jump", "x"), ("recall_paths", "paths")):
     rows.append(("flat", {argument: IMAGES}, ValueError, f"{argument} must have shape"))
     rows.append(("none", {argument: IMAGES[None, :0]}, ValueError, f"{argument} must hold at leas"))
     add(f"plots.{name}", {}, rows)
+MANY = [("x: many", {"x": np.zeros((1, 201, 4, 5))}, ValueError, "x must hold at most 200 draws")]
+MANY += [("x: data", {"x": SimpleNamespace(posterior={})}, TypeError, "give its posterior")]
+add("plots.walk_jump", {}, MANY)
 SOME = memories.FoundMemories(IMAGES, *(np.ones(3, int),) * 3, np.arange(3))
 NONE = memories.FoundMemories(IMAGES[:0], *(np.zeros(0, int),) * 4)
 add(
