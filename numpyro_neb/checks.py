@@ -8,7 +8,7 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -18,7 +18,17 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-Numbers = ArrayLike | Sequence
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """What NumPy makes an array of, such as an `xarray.DataArray`."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """The array."""
+        ...
+
+
+Numbers = ArrayLike | Sequence | SupportsArray
 
 
 def kind(value: Any) -> str:
