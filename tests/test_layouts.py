@@ -96,7 +96,7 @@ def test_a_list_of_traced_arrays(untyped):
 
 
 def test_checks_do_not_stand_in_the_way_of_transformations(strict):
-    y = jnp.asarray(PLAIN)
+    y = jnp.asarray(PLAIN, float)
     energy = Own(lambda y: jnp.sum(y**2) + jnp.sum(y**4))
     expected = neb.posterior_mean(energy, y)
     mean = lambda y: neb.posterior_mean(energy, y)  # noqa: E731
@@ -120,7 +120,7 @@ def test_one_event_of_any_kind(untyped):
         ([0.1, 0.2], neb.ResidualEnergy(network, 0.5, (2,))),
         (np.array([0.1, 0.2], ">f8"), neb.ResidualEnergy(network, 0.5, (2,))),
     ):
-        array = jnp.asarray(np.asarray(y, np.float32))
+        array = jnp.asarray(np.asarray(y, "=f8"))
         for use in (energy, energy.score, energy.denoise):
             np.testing.assert_array_equal(use(y), use(array))
 
