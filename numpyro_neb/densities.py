@@ -152,15 +152,18 @@ class ModelDensity:
             found[f"{name}_jump"] = for_compiled_loops(density.denoise)(values[name])
         return found
 
-    def constant_sigmas(self) -> dict[str, Float[Array, "..."]]:
-        """The sigma of each `SmoothedDensity` site, observed or not, that no latent site moves."""
+    def constant_sigmas(self, first: dict[str, dict[str, Any]]) -> dict[str, Float[Array, "..."]]:
+        """The sigma of each `SmoothedDensity` site, observed or not, that no latent site moves.
+
+        Args:
+            first: The trace at a position, as from `sites`.
+        """
 
         def sigmas(values):
             sites = self._trace(data=values).items()
             samples = {k: smoothed_density(v["fn"]) for k, v in sites if v["type"] == "sample"}
             return {k: v.energy.sigma for k, v in samples.items() if v is not None}
 
-        first = self.sites()
         values = {site.name: jnp.asarray(first[site.name]["value"]) for site in self._sites}
         found, moved = jax.jvp(sigmas, (values,), (jax.tree.map(jnp.ones_like, values),))
         return {name: sigma for name, sigma in found.items() if not jnp.any(moved[name])}

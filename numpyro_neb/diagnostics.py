@@ -225,10 +225,10 @@ def from_walk(
         mcmc = copy.copy(mcmc)
         mcmc.sampler = kernel.wrap_model(lambda model: seed(model, jax.random.key(0)))
         density = ModelDensity(kernel.model, mcmc._args, mcmc._kwargs, kernel.init_strategy)
-        named, constants = _of_model(kernel.model, mcmc._args, mcmc._kwargs, density.sites(), own)
-        constants |= {
-            f"{name}_sigma": np.asarray(sigma) for name, sigma in density.constant_sigmas().items()
-        }
+        sites = density.sites()
+        named, constants = _of_model(kernel.model, mcmc._args, mcmc._kwargs, sites, own)
+        sigmas = density.constant_sigmas(sites).items()
+        constants |= {f"{name}_sigma": np.asarray(sigma) for name, sigma in sigmas}
     settings = {"coords": dict(coords or {}), "dims": named}
     data = az.from_numpyro(
         mcmc,
