@@ -51,10 +51,15 @@ def missing(what):
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def need_extra():
+    """Sphinx and Selenium, which a machine with a Chromium may well lack."""
     if any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_nb", "selenium")):
         missing("the extra docs")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    need_extra()
     out = tmp_path_factory.mktemp("site")
     options = ["-W", "--keep-going", "-n", "-q", "-b", "html", "-c", "docs", "-d", f"{out}/trees"]
     command = [sys.executable, "-m", "sphinx", *options, ".", f"{out}/html"]
@@ -127,6 +132,7 @@ def address(site):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    need_extra()
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
         missing("Debian's chromium and chromium-driver")
