@@ -157,7 +157,7 @@ class NetworkEnergy(AbstractEnergy):
     def __check_init__(self):
         hint = "; eqx.nn.MLP gives a scalar with out_size='scalar'"
         check_function("network", self.network)
-        check_network("network", self.network, self.event_shape, (), hint)
+        check_network("network", self.network, self.event_shape, (), hint, self.sigma.dtype)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = network((y - loc) / scale)."""
@@ -220,7 +220,8 @@ class ResidualEnergy(AbstractEnergy):
 
     def __check_init__(self):
         check_function("network", self.network)
-        check_network("network", self.network, self.event_shape, self.event_shape)
+        shape, dtype = self.event_shape, self.sigma.dtype
+        check_network("network", self.network, shape, shape, dtype=dtype)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = norm(y - r(y))^2 / (2 sigma^2)."""
@@ -295,10 +296,11 @@ class ConditionalEnergy(_Picklable):
         _, self.event_shape, self.loc, self.scale = _buffers(high, event_shape, loc, scale)
 
     def __check_init__(self):
-        t = jnp.zeros(())
+        shape, dtype = self.event_shape, self.loc.dtype
+        t = jnp.zeros((), dtype)
         network = lambda y: self.network(y, t)  # noqa: E731
         check_function("network", self.network)
-        check_network("network", network, self.event_shape, self.event_shape)
+        check_network("network", network, shape, shape, dtype=dtype)
 
     def at(self, sigma: ArrayLike) -> ResidualEnergy:
         """The energy at one noise level.
@@ -320,7 +322,8 @@ class ConditionalEnergy(_Picklable):
 
     def unchecked_at(self, sigma: Float[Array, ""]) -> ResidualEnergy:
         """`at`, for a sigma that is known to be in the range."""
-        low, high = self.sigma_range
+        # In the energy's own precision: a float32 network, of a file say, need not take float64.
+        low, high, sigma = *self.sigma_range, sigma.astype(self.loc.dtype)
         t = 2 * (jnp.log(sigma) - jnp.log(low)) / (jnp.log(high) - jnp.log(low)) - 1
         network = AtLevel(self.network, Frozen(t))
         return ResidualEnergy(network, sigma, self.event_shape, self.loc, self.scale)
@@ -462,5 +465,9 @@ def _buffers(sigma, event_shape, loc, scale):
             raise ValueError(
                 f"{name} must be a scalar or of the event shape {event_shape}, got shape {shape}"
             )
-    loc, scale = finite("loc", loc), positive("scale", scale)
-    return positive_scalar("sigma", sigma), event_shape, loc, scale
+    buffers = positive_scalar("sigma", sigma), finite("loc", loc), positive("scale", scale)
+    # Those of a float32 energy, of a file say, stay so where x64 makes float64 JAX's default.
+    if all(getattr(value, "dtype", None) == jnp.float32 for value in (sigma, loc, scale)):
+        buffers = [buffer.astype(jnp.float32) for buffer in buffers]
+    sigma, loc, scale = buffers
+    return sigma, event_shape, loc, scale

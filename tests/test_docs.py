@@ -62,7 +62,7 @@ def test_the_landing_page_runs_as_printed():
     assert np.all(np.isfinite(data.posterior["x"].values))
 
 
-def test_the_table_of_widths():
+def test_the_table_of_widths(x32):
     page = text("narrower")
     rows = names_after_running(page)["rows"]
     np.testing.assert_allclose(rows_of_numbers(page), rows, atol=2e-3)

@@ -23,7 +23,7 @@ class Noisy(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
-        self.norm.mean[...] = jnp.array([0.1, 0.0, -0.3])
+        self.norm.mean[...] = jnp.array([0.1, 0.0, -0.3], jnp.float32)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.linear = nnx.Linear(3, 3, rngs=rngs)
 

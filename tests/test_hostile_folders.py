@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numcodecs
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ LIES = {
         {"shape": [2, 20, 10**12]} | chunks([2, 10, 10**12]),
         "posterior/y has changed",
     ),
-    "another dtype": ("posterior/y", {"data_type": "float64"}, "posterior/y has changed"),
+    "another dtype": ("posterior/y", {"data_type": "float16"}, "posterior/y has changed"),
     "a codec": ("posterior/y", {"codecs": GZIP}, r"encoded by \['gzip'\]|must be a stream"),
     "no such codec": (
         "posterior/y",
@@ -252,14 +253,15 @@ def test_a_lying_store(store, name, everywhere):
 def test_a_forged_state(store):
     (path,) = store.glob(".state-*")
     config, arrays = read_arrays(path, "numpyro_neb sampler state")
+    dtype = jnp.result_type(float)
     forgeries = [
         ([], arrays, "holds no state"),
         ({"settings": 5, "dtypes": {}}, arrays, "holds no state"),
         (config | {"dtypes": {}}, arrays, "holds another state"),
         (config, {}, "holds another state"),
         (config, arrays | {"more": np.ones(3)}, "holds another state"),
-        (config, arrays | {".lp": np.ones(3, np.float32)}, ".lp is 'float32' of shape"),
-        (config, arrays | {".lp": np.ones(2, np.int32)}, ".lp is 'float32' of shape"),
+        (config, arrays | {".lp": np.ones(3, dtype)}, f".lp is '{dtype}' of shape"),
+        (config, arrays | {".lp": np.ones(2, np.int32)}, f".lp is '{dtype}' of shape"),
         (config, arrays | {".rng_key": np.ones(2, np.float32)}, ".rng_key is 'key<fry>' of shape"),
         (config, arrays | {".rng_key": np.ones((2, 3), np.uint32)}, ".rng_key is 'key<fry>'"),
     ]

@@ -133,10 +133,11 @@ class Quartic:
     ids=lambda value: "" if isinstance(value, bool) else name_of(value),
 )
 def test_off_gaussians_only_the_metropolis_ones_are_exact(integrator, exact):
-    """At steps where the unadjusted ones are visibly biased."""
+    """At steps where the unadjusted ones are visibly biased, or explode."""
     law = Quartic()
     target = Target(law)
-    start = np.full(1, 0.5)
+    # Begun in the bulk: in tails lighter than a Gaussian's, long steps are rejected for very long.
+    start = np.full(1, 0.1)
     state, _ = stationary(integrator, num_steps=400, variance=start, target=target, mean=0.7)
     y = np.asarray(state.position[:, 0], float)
     distance = stats.kstest(y, law.cdf).statistic * np.sqrt(CHAINS)
@@ -202,7 +203,7 @@ def test_energy_error_makes_an_unadjusted_step_exact():
 
     def chain(key):
         key_start, key_init, key = jax.random.split(key, 3)
-        start = 0.7 + 0.7 * jax.random.normal(key_start, (1,))
+        start = 0.7 + 0.3 * jax.random.normal(key_start, (1,))  # in the bulk, as above
 
         def body(state, key):
             key_step, key_accept = jax.random.split(key)

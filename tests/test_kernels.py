@@ -397,7 +397,7 @@ EXPLODING = neb.WalkJumpKernel(targets.gaussian([0.1, 0.1], 1.0), integrator=BAO
 
 
 def test_an_exploding_walk_is_marked_and_counted(capsys):
-    mcmc = run(EXPLODING, num_samples=200)
+    mcmc = run(EXPLODING, num_samples=1500)  # enough to leave float64 too
     y = np.asarray(mcmc.get_samples()["y"])
     diverging = np.asarray(mcmc.get_extra_fields()["diverging"])
     assert diverging.any()

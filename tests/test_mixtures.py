@@ -49,7 +49,7 @@ def test_float32_agrees(log_weights, covariances, strict, x32):
 
 @pytest.mark.parametrize("distance", [1e2, 1e4, 1e8, 1e15])
 def test_far_away_the_jump_is_the_nearest_location(distance, strict):
-    locs = jnp.asarray(LOCS, jnp.float32)
+    locs = jnp.asarray(LOCS, float)
     energy = neb.MixtureEnergy(locs, SIGMA)
     direction = jnp.array([0.6, -0.8, 0.0])
     y = energy.loc + distance * direction

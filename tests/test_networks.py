@@ -30,7 +30,7 @@ def u_net(shape, **options):
 
 
 def image(shape):
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return np.random.default_rng(0).normal(size=shape).astype(jnp.result_type(float))
 
 
 @SHAPES
@@ -191,3 +191,22 @@ def test_a_u_net_learns_digits(digits):
 def test_bad_sizes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_float32_networks_under_x64():
+    """As one that was loaded from a file is."""
+    with jax.enable_x64(False):
+        unconditional = neb.ResidualEnergy(u_net((8, 8)), 0.5, (8, 8))
+        conditional = neb.ConditionalEnergy(u_net((8, 8), conditional=True), (8, 8), (0.1, 1.0))
+        expected = conditional.at(0.5).denoise(jnp.zeros((8, 8)))
+    with jax.enable_x64(True):
+        y = jnp.zeros((8, 8), jnp.float32)
+        np.testing.assert_allclose(conditional.at(0.5).denoise(y), expected, rtol=1e-5, atol=1e-6)
+        same = neb.ResidualEnergy(
+            unconditional.network,
+            unconditional.sigma,
+            (8, 8),
+            unconditional.loc,
+            unconditional.scale,
+        )
+        assert same.denoise(y).dtype == jnp.float32

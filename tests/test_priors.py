@@ -287,7 +287,9 @@ def test_svi_with_an_autoguide():
     energy, matrix = prior_of(2, 1, 0.15), seen_through(2)
     _, data = data_from(energy, matrix)
     guide = AutoMultivariateNormal(linear_model, init_loc_fn=init_to_mean)
-    svi = SVI(linear_model, guide, optax.adam(1e-2), Trace_ELBO(num_particles=8))
+    # A rate that falls to zero, so that the noise of its last gradients does not stay.
+    rate = optax.cosine_decay_schedule(1e-2, 3000)
+    svi = SVI(linear_model, guide, optax.adam(rate), Trace_ELBO(num_particles=8))
     found = svi.run(jax.random.key(0), 3000, energy, matrix, data, progress_bar=False)
     predictive = Predictive(linear_model, guide=guide, params=found.params, num_samples=4000)
     x = np.asarray(predictive(jax.random.key(1), energy, matrix, data)["x"], float)

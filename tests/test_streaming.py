@@ -253,7 +253,7 @@ def test_bad_arguments(tmp_path, store, untyped):
 
 
 def test_diverging_walks_are_told_of(tmp_path):
-    kernel = neb.WalkJumpKernel(ENERGY, integrator=neb.integrators.BAOAB(step_size=50.0))
+    kernel = neb.WalkJumpKernel(ENERGY, integrator=neb.integrators.BAOAB(step_size=1e5))
     run = chains(kernel)
     run.run(KEY)
     with pytest.warns(UserWarning, match="of 80 draws are diverging"):
