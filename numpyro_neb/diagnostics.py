@@ -233,7 +233,7 @@ def from_walk(
     data = az.from_numpyro(
         mcmc,
         constant_data=constants | dict(constant_data or {}),
-        posterior_predictive=posterior_predictive,
+        posterior_predictive=None if posterior_predictive is None else dict(posterior_predictive),
         log_likelihood=log_likelihood and kernel.model is not None,
         **settings,
     )

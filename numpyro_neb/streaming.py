@@ -359,7 +359,7 @@ class _Store:
         import arviz as az
         import xarray as xr
 
-        tree = xr.open_datatree(str(self.path), engine="zarr", chunks=None, zarr_format=3)
+        tree: Any = xr.open_datatree(str(self.path), engine="zarr", chunks=None, zarr_format=3)
         if az.__version__.startswith("0."):
             return az.from_datatree(tree)
         return tree
