@@ -301,8 +301,8 @@ def check_network(
     fn: Callable,
     event_shape: tuple[int, ...],
     shape: tuple[int, ...],
+    dtype: Any,
     hint: str = "",
-    dtype: Any = float,
 ) -> None:
     """Raises a ValueError unless `fn` maps one event to floats of a shape; nothing is computed.
 
@@ -311,10 +311,10 @@ def check_network(
         fn: The function; where it is a module, shapes will do for its arrays.
         event_shape: The shape of one event.
         shape: The shape of what it must return.
-        hint: What to say besides where that is another one.
         dtype: That of the event.
+        hint: What to say besides where the shape is another one.
     """
-    y = jax.ShapeDtypeStruct(event_shape, jnp.result_type(dtype))
+    y = jax.ShapeDtypeStruct(event_shape, dtype)
     try:
         out = eqx.filter_eval_shape(lambda fn, y: fn(y), fn, y)
     except Exception as error:

@@ -157,7 +157,7 @@ class NetworkEnergy(AbstractEnergy):
     def __check_init__(self):
         hint = "; eqx.nn.MLP gives a scalar with out_size='scalar'"
         check_function("network", self.network)
-        check_network("network", self.network, self.event_shape, (), hint, self.sigma.dtype)
+        check_network("network", self.network, self.event_shape, (), self.sigma.dtype, hint)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = network((y - loc) / scale)."""
@@ -220,8 +220,8 @@ class ResidualEnergy(AbstractEnergy):
 
     def __check_init__(self):
         check_function("network", self.network)
-        shape, dtype = self.event_shape, self.sigma.dtype
-        check_network("network", self.network, shape, shape, dtype=dtype)
+        shape = self.event_shape
+        check_network("network", self.network, shape, shape, self.sigma.dtype)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = norm(y - r(y))^2 / (2 sigma^2)."""
@@ -300,7 +300,7 @@ class ConditionalEnergy(_Picklable):
         t = jnp.zeros((), dtype)
         network = lambda y: self.network(y, t)  # noqa: E731
         check_function("network", self.network)
-        check_network("network", network, shape, shape, dtype=dtype)
+        check_network("network", network, shape, shape, dtype)
 
     def at(self, sigma: ArrayLike) -> ResidualEnergy:
         """The energy at one noise level.
@@ -427,7 +427,7 @@ def check_energy(energy: Any, *, conditional: bool = False) -> None:
         one = jax.tree.map(lambda leaf: _without(leaf, stack), energy)
         # In its own precision: a float32 network need not take float64.
         hint, dtype = ": its value is a scalar", one.sigma.dtype
-        check_network("energy", one, energy.event_shape, (), hint, dtype)
+        check_network("energy", one, energy.event_shape, (), dtype, hint)
 
 
 def _without(leaf, stack):

@@ -14,7 +14,7 @@ import numpyro_neb as neb
 
 SIGMA, SD = 0.5, np.array([0.5, 1.0])
 # A linear network can be the exact denoiser of a Gaussian.
-LINEAR = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+LINEAR = eqx.nn.Linear(2, 2, key=jax.random.key(2))
 ENERGY = neb.ResidualEnergy(LINEAR, SIGMA, (2,))
 
 
@@ -40,7 +40,7 @@ def test_svi_trains_the_energy_beside_another_parameter():
     # norm^2 of a Gaussian error with variances v_i has a variance of 2 sum v_i^2 < 2 floor^2.
     assert abs(losses.mean() - floor) < 5 * np.sqrt(2 * floor**2 / 4096) + 0.01
     before = loss(ENERGY, held_out, jax.random.key(2))
-    assert before > floor + 0.1
+    assert before > floor + 0.2
     np.testing.assert_allclose(found.params["shift"], data.mean(), atol=0.05)
     for name in ("sigma", "loc", "scale"):
         np.testing.assert_array_equal(getattr(trained, name), getattr(ENERGY, name))

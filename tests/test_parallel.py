@@ -109,7 +109,8 @@ def test_one_all_reduce_is_all_that_is_communicated(monkeypatch):
     kinds = "all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter"
     found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", programs[0])
     assert [kind for _, kind in found] == ["all-reduce"]
-    shapes = re.findall(r"f(?:32|64)\[([\d,]*)\]", found[0][0])
+    bits = jax.numpy.finfo(jax.numpy.result_type(float)).bits
+    shapes = re.findall(rf"f{bits}\[([\d,]*)\]", found[0][0])
     sent = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
     size = sum(x.size for x in jax.tree.leaves(eqx.filter(energy().network, eqx.is_array)))
     assert size < sent <= 2 * size + 1
