@@ -1,9 +1,9 @@
 """Single-jump denoising of images, figures 3 and 4 of the paper: `python -m benchmarks.denoising`.
 
-Trains an energy at each sigma, and jumps once from one draw of noise on each test image. Printed
-are the mean squared error per pixel of the jump, as it is and clipped to [0, 1], the range of its
-pixels, and all but one in 10,000 of them on either side. With --out, the energies are kept as
-energy_<sigma>.safetensors, beside pictures.
+Trains an energy at each sigma, by denoising and then by maximum likelihood, and jumps once from one
+draw of noise on each test image. Printed are the mean squared error per pixel of the jump, as it is
+and clipped to [0, 1], the range of its pixels, and all but one in 10,000 of them on either side.
+With --out, the energies are kept as energy_<sigma>.safetensors, beside pictures.
 """
 
 import time
@@ -24,7 +24,7 @@ def main() -> None:
     arguments.add_argument("--optimizer", choices=("muon", "adam"), default="muon")
     options = arguments.parse_args()
     network = {"channels": tuple(options.channels), "num_blocks": options.blocks}
-    network["optimizer"] = options.optimizer
+    network |= {"optimizer": options.optimizer, "num_updates": options.updates}
     train, test = load_images(options.data)
     print("| sigma | minutes | noisy | jump | clipped | range | all but 1 in 10,000 |")
     print("|---|---|---|---|---|---|---|")

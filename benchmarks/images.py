@@ -37,8 +37,12 @@ def train_energy(
     channels: tuple[int, ...] = (48, 96),
     num_blocks: int = 1,
     optimizer: str = "muon",
+    num_updates: int = 0,
 ) -> neb.ResidualEnergy:
-    """The energy of a U-Net, of 290,000 weights by default, on patches of 2 x 2 pixels."""
+    """The energy of a U-Net, of 290,000 weights by default, on patches of 2 x 2 pixels.
+
+    After so many steps of denoising, so many updates of maximum likelihood with 64 chains.
+    """
     shape, key = images.shape[1:], jax.random.key(0)
     network = neb.networks.UNet(shape, channels, num_blocks=num_blocks, patch_size=2, key=key)
     scale = float(images.std())
@@ -58,7 +62,24 @@ def train_energy(
         )
     update = optax.chain(optax.clip_by_global_norm(5.0), update)
     settings = {"num_steps": num_steps, "batch_size": batch_size, "optimizer": update}
-    return neb.fit(energy, images, key=jax.random.key(1), **settings).energy
+    energy = neb.fit(energy, images, key=jax.random.key(1), **settings).energy
+    chains = {"num_chains": 64, "num_steps": 10}
+    return weighed(energy, images, num_updates, batch_size, **chains)
+
+
+def weighed(
+    energy: neb.ResidualEnergy,
+    data: np.ndarray,
+    num_updates: int,
+    batch_size: int = 128,
+    **chains: int,
+) -> neb.ResidualEnergy:
+    """The energy after so many updates of maximum likelihood; itself after none."""
+    if num_updates == 0:
+        return energy
+    settings = {"num_steps": num_updates, "batch_size": batch_size}
+    objective = neb.MaximumLikelihood(**chains)
+    return neb.fit(energy, data, key=jax.random.key(5), objective=objective, **settings).energy
 
 
 def _kernels(params):
@@ -80,6 +101,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", help="an .npz file with x_train and x_test; default: digits")
     parser.add_argument("--out", type=Path, help="a folder for pictures and energies")
+    parser.add_argument(
+        "--updates", type=int, default=1000, help="of maximum likelihood, or 0 (1000)"
+    )
     return parser
 
 

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import numpyro_neb as neb
+from benchmarks.images import weighed
 
 NOISE = 0.1
 SIGMA = 0.2
@@ -54,13 +55,16 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(train), np.asarray(held_out)
 
 
-def trained(train: np.ndarray, *, num_steps: int = 4000, width: int = 64) -> neb.AbstractEnergy:
+def trained(
+    train: np.ndarray, *, num_steps: int = 4000, width: int = 64, num_updates: int = 1000
+) -> neb.AbstractEnergy:
     """A small energy: the gradient of a full covariance costs 64 times one of the energy."""
     network = neb.networks.MLP((64,), width_size=width, depth=2, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, SIGMA, (64,), loc=train.mean(0), scale=train.std())
     optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=0.3)
     settings: Any = {"num_steps": num_steps, "batch_size": 128, "optimizer": optimizer}
-    return neb.fit(energy, train, key=jax.random.key(1), progress_bar=False, **settings).energy
+    energy = neb.fit(energy, train, key=jax.random.key(1), progress_bar=False, **settings).energy
+    return weighed(energy, train, num_updates)
 
 
 def operators() -> dict[str, np.ndarray]:
@@ -143,11 +147,14 @@ def main() -> None:
     parser.add_argument("--digits", type=int, default=100)
     parser.add_argument("--draws", type=int, default=80)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument(
+        "--updates", type=int, default=1000, help="of maximum likelihood, or 0 (1000)"
+    )
     parser.add_argument("--covariance", nargs="*", default=["full", "isotropic"])
     arguments = parser.parse_args()
     train, held_out = digits()
     x = held_out[: arguments.digits]
-    energy = trained(train, width=arguments.width)
+    energy = trained(train, width=arguments.width, num_updates=arguments.updates)
     priors = {"Gaussian": gaussian(train)}
     priors |= {f"learned, {c}": learned(energy, c) for c in arguments.covariance}
     for problem, matrix in operators().items():

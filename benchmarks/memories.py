@@ -24,7 +24,7 @@ import optax
 from scipy.spatial.distance import cdist
 
 import numpyro_neb as neb
-from benchmarks.images import load_images, parser, write_picture
+from benchmarks.images import load_images, parser, weighed, write_picture
 
 
 class Capacity(NamedTuple):
@@ -37,7 +37,9 @@ class Capacity(NamedTuple):
     distance: float
 
 
-def trained(patterns: np.ndarray, sigma: float, num_steps: int) -> neb.ResidualEnergy:
+def trained(
+    patterns: np.ndarray, sigma: float, num_steps: int, num_updates: int
+) -> neb.ResidualEnergy:
     """A residual multilayer perceptron's energy of the patterns at sigma."""
     shape = patterns.shape[1:]
     network = neb.networks.MLP(shape, width_size=256, depth=3, key=jax.random.key(0))
@@ -45,7 +47,8 @@ def trained(patterns: np.ndarray, sigma: float, num_steps: int) -> neb.ResidualE
     energy = neb.ResidualEnergy(network, sigma, shape, loc=patterns.mean(0), scale=scale)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
     settings = {"num_steps": num_steps, "batch_size": 128, "optimizer": optimizer}
-    return neb.fit(energy, patterns, key=jax.random.key(1), **settings).energy
+    energy = neb.fit(energy, patterns, key=jax.random.key(1), **settings).energy
+    return weighed(energy, patterns, num_updates)
 
 
 def capacity(
@@ -91,7 +94,7 @@ def main() -> None:
     for sigma in arguments.sigmas:
         energies = {
             "kernel density": neb.MixtureEnergy(jnp.asarray(patterns), sigma),
-            "trained": trained(patterns, sigma, arguments.steps),
+            "trained": trained(patterns, sigma, arguments.steps, arguments.updates),
         }
         for name, energy in energies.items():
             result, found = capacity(energy, patterns)

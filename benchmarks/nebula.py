@@ -23,10 +23,10 @@ import numpyro_neb as neb
 from benchmarks.images import load_images, parser, train_energy, write_picture
 
 
-def energy_at(sigma: float, images: np.ndarray, folder: Path | None, num_steps: int):
+def energy_at(sigma: float, images: np.ndarray, folder: Path | None, num_steps: int, updates: int):
     """The energy at sigma: that of the folder, or a new one where there is no folder."""
     if folder is None:
-        return train_energy(images, sigma, num_steps)
+        return train_energy(images, sigma, num_steps, num_updates=updates)
     return neb.load(folder / f"energy_{sigma}.safetensors")
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     print("| sigma | memories | largest | distance | creative |")
     print("|---|---|---|---|---|")
     for sigma in options.sigmas:
-        energy = energy_at(sigma, train, options.energies, options.steps)
+        energy = energy_at(sigma, train, options.energies, options.steps, options.updates)
         found = neb.memories.find_memories(energy, cues, max_steps=options.max_steps)
         apart = cdist(found.attractors.reshape(len(found.counts), -1), flat)
         nearest = apart.min(1)

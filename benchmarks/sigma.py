@@ -25,17 +25,21 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import numpyro_neb as neb
+from benchmarks.images import weighed
 
 CHAINS, DRAWS, STEPS = 4, 1000, 20
 
 
-def trained(train: np.ndarray, sigma: float, num_steps: int) -> neb.ResidualEnergy:
+def trained(
+    train: np.ndarray, sigma: float, num_steps: int, num_updates: int
+) -> neb.ResidualEnergy:
     """The demo's energy, at sigma."""
     network = neb.networks.MLP((64,), width_size=256, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, sigma, (64,), loc=train.mean(0), scale=train.std())
     optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=1.0)
     settings = {"num_steps": num_steps, "batch_size": 128, "optimizer": optimizer}
-    return neb.fit(energy, train, key=jax.random.key(0), progress_bar=False, **settings).energy
+    energy = neb.fit(energy, train, key=jax.random.key(0), progress_bar=False, **settings).energy
+    return weighed(energy, train, num_updates)
 
 
 def walk(energy: neb.ResidualEnergy) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +67,10 @@ def shares(energy, train, held_out) -> tuple[float, float]:
     return float(linear), float(np.mean((jump - held_out) ** 2)) / sigma**2
 
 
-def row(train: np.ndarray, held_out: np.ndarray, sigma: float, num_steps: int) -> str:
-    energy = trained(train, sigma, num_steps)
+def row(
+    train: np.ndarray, held_out: np.ndarray, sigma: float, num_steps: int, num_updates: int
+) -> str:
+    energy = trained(train, sigma, num_steps, num_updates)
     linear, jump = shares(energy, train, held_out)
     y, x = walk(energy)
     width = np.sqrt(x.var((0, 1)).sum() / train.var(0).sum())
@@ -84,14 +90,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.6])
-    parser.add_argument("--steps", type=int, default=6000, help="training steps of each energy")
+    parser.add_argument("--steps", type=int, default=6000, help="of denoising, for each energy")
+    parser.add_argument(
+        "--updates", type=int, default=1000, help="of maximum likelihood, or 0 (1000)"
+    )
     options = parser.parse_args()
     images = (load_digits(return_X_y=True)[0] / 16).astype(np.float32)
     train, held_out = map(np.asarray, train_test_split(images, test_size=297, random_state=0))
     print("| sigma | pairs | linear | jump | width | ESS | nearest |")
     print("|---|---|---|---|---|---|---|")
     for sigma in options.sigmas:
-        print(row(train, held_out, sigma, options.steps), flush=True)
+        print(row(train, held_out, sigma, options.steps, options.updates), flush=True)
 
 
 if __name__ == "__main__":

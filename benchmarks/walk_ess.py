@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import numpyro_neb as neb
+from benchmarks.images import weighed
 from benchmarks.walk import Row, Settings, bench_module, compilations
 
 _CHAINS = 4
@@ -63,20 +64,15 @@ class Chains:
 
 @functools.cache
 def digits_energy(sigma: float, num_steps: int) -> neb.AbstractEnergy:
-    """The digits' energy at that sigma: a 3 x 256 MLP, trained as `fit` trains by default."""
+    """The digits' energy at that sigma: a 3 x 256 MLP, trained in both stages by the defaults."""
     bunch: Any = load_digits()
     images = (bunch.images / 16).astype(np.float32)
     train = np.asarray(train_test_split(images, test_size=297, random_state=0)[0])
     network = neb.networks.MLP((8, 8), width_size=256, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, sigma, (8, 8), loc=train.mean(0), scale=train.std())
-    return neb.fit(
-        energy,
-        train,
-        key=jax.random.key(0),
-        num_steps=num_steps,
-        batch_size=128,
-        progress_bar=False,
-    ).energy
+    settings = {"batch_size": 128, "progress_bar": False}
+    energy = neb.fit(energy, train, key=jax.random.key(0), num_steps=num_steps, **settings).energy
+    return weighed(energy, train, num_steps // 4)
 
 
 def sampled(

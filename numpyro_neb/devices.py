@@ -55,7 +55,7 @@ class Devices:
 
     def split(self, batch: Float[Array, "batch *event"]) -> Float[Array, "batch *event"]:
         """In compiled code: each device has its part of the batch, where the parts are equal."""
-        if self.sharding is None or len(batch) % self.num_parts:
+        if self.sharding is None or batch.ndim == 0 or len(batch) % self.num_parts:
             return batch
         return jax.lax.with_sharding_constraint(batch, self.sharding)
 

@@ -113,11 +113,11 @@ def log_normalizer(
             "energy must be a single one, with a scalar sigma, got a stack of shape"
             f" {jnp.shape(energy.sigma)}: take its energies one by one"
         )
-    betas = _temperatures(energy, num_temperatures)
     total = num_temperatures - 1
     part = -(-total // _PARTS)
     # One compiled length serves all: the last part ends with moves at b = 1 that add no weight.
-    betas = jnp.asarray(np.append(betas, np.ones(-total % part)), energy.sigma.dtype)
+    betas = jnp.append(_temperatures(energy, num_temperatures), jnp.ones(-total % part))
+    betas = betas.astype(energy.sigma.dtype)
     key_start, key_walk = jax.random.split(key)
     particles = _start(energy, jax.random.split(key_start, num_particles))
     log_weights = np.zeros(num_particles)
@@ -130,6 +130,16 @@ def log_normalizer(
             _check_weights(log_weights)
             bar.update(min(part, total - begin))
     return _estimate(log_weights, energy.sigma.dtype)
+
+
+def annealed_log_weights(
+    energy: AbstractEnergy, key: PRNGKeyArray, num_particles: int, num_temperatures: int
+) -> Float[Array, " particle"]:
+    """The log weights of `log_normalizer`, as one compiled function: log Z is their logmeanexp."""
+    key_start, key_walk = jax.random.split(key)
+    particles = _start(energy, jax.random.split(key_start, num_particles))
+    betas = _temperatures(energy, num_temperatures).astype(energy.sigma.dtype)
+    return _anneal(energy, particles, betas, key_walk, 1).log_weight
 
 
 # The bar moves in about as many parts.
@@ -211,10 +221,11 @@ def _temperatures(energy, num_temperatures):
     have equal distances, for which the variance of the log weights is the smallest. Coordinates
     of several scales share the mean of their logarithms.
     """
-    scale, sigma = np.asarray(energy.scale, float), float(energy.sigma)
-    log_ratio = np.mean(np.log1p((scale / sigma) ** 2))
-    t = np.linspace(0, 1, num_temperatures)
-    return np.expm1(log_ratio * t) / np.expm1(log_ratio) if log_ratio > 1e-6 else t
+    log_ratio = jnp.mean(jnp.log1p((energy.scale / energy.sigma) ** 2))
+    t = jnp.linspace(0, 1, num_temperatures, dtype=log_ratio.dtype)
+    # At a ratio of 1 the quotient would be 0 / 0.
+    log_ratio = jnp.maximum(log_ratio, 1e-3)
+    return jnp.expm1(log_ratio * t) / jnp.expm1(log_ratio)
 
 
 def _check_weights(log_weights):

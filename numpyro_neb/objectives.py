@@ -1,10 +1,14 @@
 """Objectives that `fit` minimises."""
 
+import abc
+from typing import Any, ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from numpyro_neb.checks import check_count, check_finite, check_floats, check_key, check_rows
 from numpyro_neb.energies import (
@@ -16,6 +20,63 @@ from numpyro_neb.energies import (
 )
 
 Batch = Float[Array, "batch *event"] | Float[np.ndarray, "batch *event"]
+
+
+class AbstractObjective(eqx.Module):
+    """An objective that keeps a state from one training step to the next, such as chains.
+
+    `fit` carries the state, and its checkpoints hold it. An objective without a state is a plain
+    function of an energy, a batch and a key, such as `denoising_loss`.
+
+    Attributes:
+        metrics: The names of the numbers that `__call__` returns beside the loss. `fit` keeps each
+            for every step, and shows their means in the bar and to `callback`.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser that `fit` takes by default.
+
+        Args:
+            num_steps: How many steps it will take.
+        """
+
+    @abc.abstractmethod
+    def init(self, energy: Any, key: PRNGKeyArray) -> PyTree:
+        """The state before the first step: a pytree of arrays.
+
+        With `sharding`, arrays are split over the devices along their first axis, if it divides.
+
+        Args:
+            energy: The energy that training begins from.
+            key: A JAX random key.
+        """
+
+    @abc.abstractmethod
+    def __call__(
+        self, energy: Any, x: Batch, key: PRNGKeyArray, state: PyTree
+    ) -> tuple[Float[Array, ""], PyTree, dict[str, Float[Array, ""]]]:
+        """The loss of one step, the next state, and the metrics.
+
+        Args:
+            energy: The energy.
+            x: A minibatch of shape (batch, *event_shape).
+            key: A JAX random key.
+            state: What the step before returned, of the same structure, shapes and dtypes.
+        """
+
+    @abc.abstractmethod
+    def validation_loss(
+        self, energy: Any, x: Batch, key: PRNGKeyArray, state: PyTree
+    ) -> Float[Array, ""]:
+        """The loss on held-out data, which leaves the state as it is."""
+
+    def warning(self, means: dict[str, float]) -> str | None:
+        """What `fit` warns of, once, given the means of the metrics over some steps."""
+        del means
+        return None
 
 
 def denoising_loss(
@@ -55,7 +116,7 @@ def denoising_loss(
     """
     check_energy(energy, conditional=True)
     check_key(key)
-    energy, x = _fixed(energy), _batch("x", energy, x)
+    energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
     if isinstance(energy, ConditionalEnergy):
         key, key_level = jax.random.split(key)
         low, high = jnp.log(jnp.asarray(energy.sigma_range, x.dtype))
@@ -117,7 +178,7 @@ def sure_loss(
         check_count("num_probes", num_probes)
     check_energy(energy)
     check_key(key)
-    energy, y = _fixed(energy), _batch("y", energy, y)
+    energy, y = fixed_buffers(energy), checked_batch("y", energy, y)
     size = y[0].size
     if num_probes is None and size <= _EXACT:
         probes = jnp.broadcast_to(jnp.eye(size, dtype=y.dtype) * size**0.5, (len(y), size, size))
@@ -138,13 +199,14 @@ def sure_loss(
 _EXACT = 16
 
 
-def _fixed(energy):
+def fixed_buffers(energy: Any) -> Any:
     """The energy with no gradient to what does not train."""
     params, buffers = eqx.partition(energy, trainable(energy))
     return eqx.combine(params, jax.lax.stop_gradient(eqx.filter(buffers, eqx.is_array)), buffers)
 
 
-def _batch(name, energy, data):
+def checked_batch(name: str, energy: Any, data: Any) -> Float[Array, "batch *event"]:
+    """A batch of events as floats of the energy's precision, once known to be one."""
     data = check_floats(name, data)
     check_rows(name, data, energy.event_shape, "batch")
     check_finite(name, data, in_jax=True)

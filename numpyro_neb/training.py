@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from numpyro.util import find_stack_level
 from tqdm.auto import tqdm
 
 from numpyro_neb.checkpoints import Checkpoints, describe
@@ -28,10 +30,13 @@ from numpyro_neb.checks import (
 from numpyro_neb.devices import Devices, devices_of, digest
 from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
 from numpyro_neb.minibatches import checked_array, minibatches_of, step_keys
-from numpyro_neb.objectives import denoising_loss
+from numpyro_neb.objectives import AbstractObjective, denoising_loss
 
 Energy = AbstractEnergy | ConditionalEnergy
-Objective = Callable[[Any, Float[Array, "batch *event"], PRNGKeyArray], Float[Array, ""]]
+Objective = (
+    AbstractObjective
+    | Callable[[Any, Float[Array, "batch *event"], PRNGKeyArray], Float[Array, ""]]
+)
 
 
 class FitResult(NamedTuple):
@@ -45,12 +50,18 @@ class FitResult(NamedTuple):
         validation_steps: The steps after which the validation loss was taken, of shape (v,).
         validation_losses: The objective on the validation data at those steps, with the same noise
             each time, of shape (v,); empty without validation data.
+        metrics: What else the objective reports, such as the "gap" of `MaximumLikelihood`: an array
+            of the shape of `losses` for each name. Empty for a plain function.
+        objective_state: The state of an objective that has one, such as the chains of
+            `MaximumLikelihood`, after the last step; None for a plain function.
     """
 
     energy: Any
     losses: np.ndarray
     validation_steps: np.ndarray
     validation_losses: np.ndarray
+    metrics: dict[str, np.ndarray]
+    objective_state: Any
 
 
 def fit(
@@ -97,10 +108,12 @@ def fit(
         key: A JAX random key; the same key gives the same result.
         num_steps: How many steps.
         batch_size: Examples in a minibatch; left out where data is an iterable of batches.
-        optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0. On few
+        optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0, or what
+            the objective says (from 2e-4 for `MaximumLikelihood`). On few
             examples `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
             `optax.chain(optax.clip_by_global_norm(1.0), ...)` clips gradients.
-        objective: Maps an energy, a batch and a key to a loss.
+        objective: Maps an energy, a batch and a key to a loss; or an objective with a state of its
+            own, such as `MaximumLikelihood()`, which follows `denoising_loss` in a second call.
         validation_data: Held-out data, of shape (m, *event_shape).
         validate_every: Steps between two validation losses, num_steps / 20 by default. The last
             step is always validated.
@@ -121,8 +134,9 @@ def fit(
             an iterable gives this process's part of each batch, all parts of one size; the first
             process alone shows the bar and calls `callback`; and checkpoint_dir is a folder that
             all of them see. A checkpoint goes on with any number of devices.
-        callback: Called with the steps done and a dict of "loss", the mean since the last call,
-            and "validation_loss" where there is one, every 100 steps and at each validation.
+        callback: Called with the steps done and a dict of "loss" and the objective's metrics, the
+            means since the last call, and "validation_loss" where there is one, every 100 steps
+            and at each validation.
         progress_bar: Whether to show a tqdm bar with the newest losses.
 
     Returns:
@@ -142,6 +156,9 @@ def fit(
             ends; the message says how to go on.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step. The
             newest checkpoint is then one from before.
+
+    Warns:
+        UserWarning: If the objective has a reason, such as chains that often start again.
 
     Example:
         >>> import jax, numpyro_neb as neb
@@ -164,7 +181,7 @@ def fit(
     source = minibatches_of(data, energy.event_shape, batch_size, devices)
     if validation_data is not None:
         validation_data = checked_array("validation_data", validation_data, energy.event_shape)
-    optimizer = _checked_functions(objective, optimizer, callback, num_steps)
+    objective, optimizer = _checked_functions(objective, optimizer, callback, num_steps)
     validate_every = validate_every or max(1, num_steps // 20)
     key_steps, key_validation = jax.random.split(key)
 
@@ -173,21 +190,26 @@ def fit(
     step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
     # The step donates its inputs, and the caller's energy has to survive.
     copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
-    losses = jnp.full(num_steps, jnp.nan)
+    per_step = lambda: jnp.full(num_steps, jnp.nan)  # noqa: E731
     averages = copied(ema_decay is not None), copied(patience is not None)
-    state = _State(copied(), optimizer.init(params), losses, *averages)
+    kept = objective.init(energy, jax.random.fold_in(key, 0))
+    metrics = {name: per_step() for name in objective.metrics}
+    state = _State(copied(), optimizer.init(params), per_step(), *averages, kept, metrics)
     named = {"num_steps": num_steps, "data": source.description, "ema_decay": ema_decay}
     named |= counts | {"key": _key_bits(key), "energy": describe(params)}
     named["sigma, loc, scale or frozen array"] = digest(arrays)
+    if not isinstance(objective, _Function):
+        named["objective"] = repr(objective)
     devices.check_agreement(named | {"parameters": digest(params), "values in data": source.digest})
     training = _Training(devices.replicated(state), devices)
     training.callback, training.patience = callback, patience
+    training.warning = objective.warning
     if checkpoint_dir is not None:
         training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, named, devices))
     placed, key_placed = devices.replicated((arrays, key_steps))
     if validation_data is not None:
         validated = (placed, *devices.replicated((validation_data, key_validation)))
-        training.validate = lambda params: float(evaluate(params, *validated))
+        training.validate = lambda params, kept: float(evaluate(params, kept, *validated))
         training.validate_every = validate_every
     feed = source.feed(training.done, key_steps)
     advance = lambda state, i: step(state, placed, next(feed), key_placed, i)  # noqa: E731
@@ -198,14 +220,38 @@ def fit(
 _REPORT_EVERY = 100
 
 
+class _Function(AbstractObjective):
+    """A plain function as an objective without a state."""
+
+    function: Callable
+
+    def optimizer(self, num_steps):
+        return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+
+    def init(self, energy, key):
+        del energy, key
+
+    def __call__(self, energy, x, key, state):
+        return self.function(energy, x, key), state, {}
+
+    def validation_loss(self, energy, x, key, state):
+        del state
+        return self.function(energy, x, key)
+
+
 class _State(NamedTuple):
-    """What a step changes, and what a checkpoint keeps; `average` and `best` may be None."""
+    """What a step changes, and what a checkpoint keeps.
+
+    `average` and `best` may be None; `kept` is the objective's own state.
+    """
 
     params: PyTree
     opt_state: PyTree
     losses: Float[Array, " num_steps"]
     average: PyTree
     best: PyTree
+    kept: PyTree
+    metrics: dict[str, Float[Array, " num_steps"]]
 
 
 class _Training:
@@ -216,7 +262,8 @@ class _Training:
         self.callback: Callable[[int, dict[str, float]], Any] | None = None
         self.patience: int | None = None
         self.checkpoints: Checkpoints | None = None
-        self.validate: Callable[[PyTree], float] | None = None
+        self.validate: Callable[[PyTree, PyTree], float] | None = None
+        self.warning: Callable[[dict[str, float]], str | None] | None = None
         self.validate_every = 1
         self.state, self.done, self.reported, self.stopped = state, 0, 0, False
         self.validation: list[tuple[int, float]] = []
@@ -271,13 +318,15 @@ class _Training:
             losses=np.asarray(self.state.losses)[: self.done],
             validation_steps=np.asarray(steps, int),
             validation_losses=np.asarray(held_out, float),
+            metrics={k: np.asarray(v)[: self.done] for k, v in self.state.metrics.items()},
+            objective_state=self.devices.on_default_device(self.state.kept),
         )
 
     def _after_step(self, bar, last):
         validate, validated = self.validate, False
         if validate is not None and (last or self.done % self.validate_every == 0):
             validated = True
-            self._validated(validate(self.newest))
+            self._validated(validate(self.newest, self.state.kept))
         if validated or last or self.done % _REPORT_EVERY == 0:
             self._report(bar, validated)
         end = last or self.stopped
@@ -305,17 +354,28 @@ class _Training:
                 f"the loss is {recent[first]} at step {self.reported + first}: try a smaller"
                 " learning rate, optax.clip_by_global_norm, or look at the data"
             )
-        self.reported = self.done
+        since, self.reported = self.reported, self.done
         if not len(recent):
             return
-        shown = {"loss": float(recent.mean())}
+        metrics = self.state.metrics.items()
+        means = {k: float(np.mean(np.asarray(v)[since : self.done])) for k, v in metrics}
+        self._warn(means)
+        shown = {"loss": float(recent.mean())} | means
         held_out = {"held-out": self.validation[-1][1]} if self.validation else {}
         texts = {name: f"{value:.4g}" for name, value in (shown | held_out).items()}
         bar.set_postfix(texts, refresh=False)
         bar.update(self.done - bar.n)
         if self.callback is not None and self.devices.speaks:
-            metrics = {"validation_loss": self.validation[-1][1]} if validated else {}
-            self.callback(self.done, shown | metrics)
+            validation = {"validation_loss": self.validation[-1][1]} if validated else {}
+            self.callback(self.done, shown | validation)
+
+    def _warn(self, means):
+        """Warns of what the objective sees, once."""
+        text = None if self.warning is None else self.warning(means)
+        if text is not None:
+            self.warning = None
+            if self.devices.speaks:
+                warnings.warn(text, stacklevel=find_stack_level())
 
     def _save(self, checkpoints):
         if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(self.state.params)):
@@ -350,15 +410,19 @@ def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
 
 
 def _checked_functions(objective, optimizer, callback, num_steps):
-    """The optimiser, the default one where none is given."""
+    """The objective, with a state, and the optimiser, its default one where none is given."""
     check_function("objective", objective)
+    if isinstance(objective, type) and issubclass(objective, AbstractObjective):
+        raise TypeError(f"objective must be an object, as in {objective.__name__}(), got the class")
+    if not isinstance(objective, AbstractObjective):
+        objective = _Function(objective)
     if callback is not None:
         check_function("callback", callback)
     if optimizer is None:
-        return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+        return objective, objective.optimizer(num_steps)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {kind(optimizer)}")
-    return optimizer
+    return objective, optimizer
 
 
 def _key_bits(key):
@@ -369,23 +433,31 @@ def _key_bits(key):
 def _compiled(optimizer, objective, static, pick, ema_decay, devices):
     """The training step and the evaluation, compiled."""
 
-    def loss_of(params, arrays, batch, key):
-        loss = objective(eqx.combine(params, arrays, static), batch, key)
+    def loss_of(params, arrays, batch, key, kept):
+        energy = eqx.combine(params, arrays, static)
+        loss, kept, metrics = objective(energy, batch, key, kept)
         check_result("objective", loss, ())
-        return loss
+        return loss, (kept, metrics)
 
     def step(state, arrays, batch, key, i):
         key_batch, key_noise = step_keys(key, i)
-        batch = pick(batch, key_batch)
-        loss, grads = jax.value_and_grad(loss_of)(state.params, arrays, batch, key_noise)
+        batch, kept = pick(batch, key_batch), jax.tree.map(devices.split, state.kept)
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (kept, new)), grads = gradient(state.params, arrays, batch, key_noise, kept)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.average
         if ema_decay is not None:
             rate = 1 - jnp.minimum(ema_decay, (1 + i) / (10 + i))
             average = optax.incremental_update(params, average, rate)
-        losses = state.losses.at[i].set(loss.astype(state.losses.dtype))
-        return _State(params, opt_state, losses, average, state.best)
+        put = lambda values, value: values.at[i].set(value.astype(values.dtype))  # noqa: E731
+        losses, metrics = put(state.losses, loss), jax.tree.map(put, state.metrics, new)
+        return _State(params, opt_state, losses, average, state.best, kept, metrics)
 
-    evaluate = lambda params, arrays, x, key: loss_of(params, arrays, devices.split(x), key)  # noqa: E731
+    def evaluate(params, kept, arrays, x, key):
+        energy = eqx.combine(params, arrays, static)
+        loss = objective.validation_loss(energy, devices.split(x), key, kept)
+        check_result("objective", loss, ())
+        return loss
+
     lies = {"out_shardings": devices.everywhere}
     return jax.jit(step, donate_argnums=0, **lies), jax.jit(evaluate, **lies)

@@ -303,6 +303,33 @@ add("denoising_loss", BATCH | {"x": Y}, energies_wrong(True), keys_wrong(), *CLE
 add("sure_loss", BATCH | {"y": Y}, energies_wrong(), keys_wrong(), *NOISY)
 add("sure_loss", BATCH | {"y": Y}, counts_wrong("num_probes", none=False))
 add(
+    "MaximumLikelihood",
+    {},
+    counts_wrong("num_steps"),
+    counts_wrong("num_chains", least=2),
+    [
+        (f"denoising_weight: {value!r}", {"denoising_weight": value}, error, message)
+        for value, error, message in (
+            (-0.1, ValueError, "denoising_weight must be at least 0 and finite, got -0.1"),
+            (np.nan, ValueError, "denoising_weight must be at least 0 and finite, got nan"),
+            (np.inf, ValueError, "denoising_weight must be at least 0 and finite, got inf"),
+            ([0.1, 0.2], ValueError, "denoising_weight must be a scalar"),
+            (None, TypeError, "denoising_weight must be a number, got None"),
+        )
+    ],
+    [("integrator", {"integrator": "BAOAB"}, TypeError, "integrator must be one of numpyro_neb")],
+)
+LIKELIHOOD = neb.MaximumLikelihood(num_chains=2, num_steps=1)
+CHAINS = LIKELIHOOD.init(TRAINED["energy"], KEY)
+add(
+    "MaximumLikelihood.__call__",
+    {"energy": TRAINED["energy"], "x": Y, "key": KEY, "state": CHAINS},
+    energies_wrong(True),
+    keys_wrong(),
+    *CLEAN,
+    call=LIKELIHOOD,
+)
+add(
     "fit",
     TRAINED,
     energies_wrong(True),
@@ -319,6 +346,12 @@ add(
         ("optimizer: 1e-3", {"optimizer": 1e-3}, TypeError, "optimizer must be an optax.Gradient"),
         ("optimizer: fn", {"optimizer": optax.adam}, TypeError, "optimizer must be an optax.Grad"),
         ("checkpoint_dir", {"checkpoint_dir": 3}, TypeError, "checkpoint_dir must be a path, got"),
+        (
+            "objective: a class",
+            {"objective": neb.MaximumLikelihood},
+            TypeError,
+            r"objective must be an object, as in MaximumLikelihood\(\), got the class",
+        ),
         ("sharding", {"sharding": 3}, TypeError, "sharding must be a jax.sharding.NamedSharding"),
         (
             "objective: a vector",
