@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def weighed(
     """The energy after so many updates of maximum likelihood; itself after none."""
     if num_updates == 0:
         return energy
-    settings = {"num_steps": num_updates, "batch_size": batch_size}
+    settings: Any = {"num_steps": num_updates, "batch_size": batch_size}
     objective = neb.MaximumLikelihood(**chains)
     return neb.fit(energy, data, key=jax.random.key(5), objective=objective, **settings).energy
 

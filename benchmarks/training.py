@@ -2,12 +2,17 @@
 
 Both do the same arithmetic: a DEEN step of a residual 3 x 256 MLP on 8 x 8 images, batch 128. The
 bare loop holds one batch, draws no indices and records nothing.
+
+`python -m benchmarks.training likelihood` times an update of `MaximumLikelihood` in `fit` against
+num_steps + 2 bare gradients of phi at as many points as there are chains: one compiled call each,
+outside of any loop, where convolutions are fast. Of the MLP, and of a U-Net on 28 x 28 images.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -61,11 +66,76 @@ def fit_seconds(data: np.ndarray, num_steps: int) -> float:
     return seconds(num_steps + 200) - seconds(200)
 
 
+def gradients_seconds(energy: neb.AbstractEnergy, number: int, count: int) -> float:
+    """Seconds that `count` gradients of phi at `number` points take, compilation apart."""
+    y = jax.random.normal(jax.random.key(0), (number, *energy.event_shape))
+    arrays, static = eqx.partition(energy, eqx.is_array)
+    phi = lambda arrays, y: eqx.combine(arrays, static)(y)  # noqa: E731
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(phi, argnums=1), (None, 0)))
+    out = jax.block_until_ready(gradient(arrays, y))
+    start = time.perf_counter()
+    for _ in range(count):
+        out = gradient(arrays, y)
+    jax.block_until_ready(out)
+    return time.perf_counter() - start
+
+
+def updates_seconds(energy: neb.AbstractEnergy, objective, count: int) -> float:
+    """Seconds that so many more updates of maximum likelihood take: the slope of two lengths."""
+    data = np.random.default_rng(0).random((1500, *energy.event_shape)).astype(np.float32)
+    settings: Any = {"key": jax.random.key(0), "batch_size": objective.num_chains}
+
+    def seconds(steps: int) -> float:
+        start = time.perf_counter()
+        neb.fit(energy, data, num_steps=steps, objective=objective, **settings)
+        return time.perf_counter() - start
+
+    short = max(2, count // 5)
+    return seconds(count + short) - seconds(short)
+
+
+def likelihood(repeats: int) -> None:
+    """An update of maximum likelihood over num_steps + 2 bare gradients, in turns."""
+    image = (28, 28)
+    unet = neb.networks.UNet(image, (24, 48), patch_size=2, key=jax.random.key(0))
+    cases = {
+        "3 x 256 MLP, 128 chains, 20 steps": (_energy(), neb.MaximumLikelihood(), 200),
+        "U-Net (24, 48), 64 chains, 10 steps": (
+            neb.ResidualEnergy(unet, 0.3, image),
+            neb.MaximumLikelihood(num_chains=64, num_steps=10),
+            10,
+        ),
+    }
+    print("| energy and chains | update | gradients | ratio |")
+    print("|---|---|---|---|")
+    for name, (energy, objective, count) in cases.items():
+        ratios, update, bare = [], 0.0, 0.0
+        for _ in range(repeats):
+            number = objective.num_steps + 2
+            bare = gradients_seconds(energy, objective.num_chains, number * count) / count
+            update = updates_seconds(energy, objective, count) / count
+            ratios.append(update / bare)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        median = statistics.median(ratios)
+        print(
+            f"| {name} | {1e3 * update:.1f} ms | {1e3 * bare:.1f} ms | {median:.2f} ({spread}) |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "stage", nargs="?", choices=("denoising", "likelihood"), default="denoising"
+    )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.stage == "likelihood":
+        likelihood(arguments.repeats)
+        return
     data = np.random.default_rng(0).random((1500, 8, 8)).astype(np.float32)
     ratios = []
     run = bare_run(_energy(), jnp.asarray(data[:_BATCH]))

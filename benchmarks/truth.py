@@ -27,6 +27,7 @@ The last one, `evaluate`, is told nothing of the classes or the classifier.
 
 import argparse
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ from sklearn.svm import SVC
 import numpyro_neb as neb
 
 NUM_CHAINS = 120
-QUIET = {"progress_bar": False}
+QUIET: Any = {"progress_bar": False}
 
 
 def noisy(x, sigma, number, seed):
@@ -134,7 +135,7 @@ def perceptron(x, sigma, width=256):
 
 def digits(num_updates):
     """scikit-learn's digits at sigma = 0.3 and 0.2."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
     train, held_out, classes, others = train_test_split(images, labels, random_state=0)
     classifier = SVC().fit(train.reshape(-1, 64), classes)
@@ -164,7 +165,8 @@ def digits(num_updates):
 def moons(num_updates):
     """Two moons of 1,400 and 600 points, sigma = 0.15."""
     sigma = 0.15
-    x, label = make_moons((1400, 600), noise=0.05, random_state=0)
+    sizes: Any = (1400, 600)  # its annotation says int
+    x, label = map(np.asarray, make_moons(sizes, noise=0.05, random_state=0))
     x = x.astype(np.float32)
     train, held_out, classes, _ = train_test_split(x, label, random_state=0)
     nearest = KNeighborsClassifier(1).fit(train, classes)
@@ -191,7 +193,8 @@ def cancer(num_updates):
     x = np.asarray(load_breast_cancer(return_X_y=True)[0])
     train, held_out = train_test_split(x, random_state=0)
     scaler = StandardScaler().fit(train)
-    train, held_out = (scaler.transform(a).astype(np.float32) for a in (train, held_out))
+    scaled = (scaler.transform(a) for a in (train, held_out))
+    train, held_out = (np.asarray(a, np.float32) for a in scaled)
     print("| energy | AUC | widths | -log f | jump | p |")
     print("|---|---|---|---|---|---|")
     nats, _, loss = held_out_figures(neb.MixtureEnergy(train, sigma), held_out)

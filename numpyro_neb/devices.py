@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Devices:
             return tree
         return jax.tree.map(lambda x: self._copied(x, everywhere), tree)
 
-    def split(self, batch: Float[Array, "batch *event"]) -> Float[Array, "batch *event"]:
+    def split(self, batch: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """In compiled code: each device has its part of the batch, where the parts are equal."""
         if self.sharding is None or batch.ndim == 0 or len(batch) % self.num_parts:
             return batch
