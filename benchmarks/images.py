@@ -73,7 +73,7 @@ def weighed(
     data: np.ndarray,
     num_updates: int,
     batch_size: int = 128,
-    **chains: int,
+    **chains: Any,
 ) -> neb.ResidualEnergy:
     """The energy after so many updates of maximum likelihood; itself after none."""
     if num_updates == 0:

@@ -136,8 +136,9 @@ def perceptron(x, sigma, width=256):
 def digits(num_updates):
     """scikit-learn's digits at sigma = 0.3 and 0.2."""
     images, labels = map(np.asarray, load_digits(return_X_y=True))
-    images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
-    train, held_out, classes, others = train_test_split(images, labels, random_state=0)
+    images = np.asarray(images.reshape(-1, 8, 8) / 16, np.float32)
+    split: Any = train_test_split(images, labels, random_state=0)
+    train, held_out, classes, others = split
     classifier = SVC().fit(train.reshape(-1, 64), classes)
     counts = [np.bincount(c, minlength=10) / len(c) for c in (classes, others)]
     print("| sigma | energy | AUC | classes | commonest | -log f | jump | p |")
