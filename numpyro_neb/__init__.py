@@ -27,8 +27,10 @@ from numpyro_neb.energies import (
     NetworkEnergy,
     ResidualEnergy,
 )
+from numpyro_neb.evaluation import evaluate
 from numpyro_neb.geometry import critical_sigma, overlap_regimes, sphere_overlaps
 from numpyro_neb.kernels import WalkJumpKernel
+from numpyro_neb.likelihood import MaximumLikelihood
 from numpyro_neb.memories import Memories, recall
 from numpyro_neb.mixtures import MixtureEnergy
 from numpyro_neb.normal_means import MixtureFit, fit_mixture
@@ -37,6 +39,7 @@ from numpyro_neb.priors import learned_prior
 from numpyro_neb.serialization import load, save
 from numpyro_neb.streaming import stream
 from numpyro_neb.training import FitResult, fit
+from numpyro_neb.verdicts import Evaluation
 
 if TYPE_CHECKING:
     from numpyro_neb import plots
@@ -46,7 +49,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstractEnergy",
     "ConditionalEnergy",
+    "Evaluation",
     "FitResult",
+    "MaximumLikelihood",
     "Memories",
     "MixtureEnergy",
     "MixtureFit",
@@ -59,6 +64,7 @@ __all__ = [
     "diagnostics",
     "empirical_bayes",
     "energies",
+    "evaluate",
     "fit",
     "fit_mixture",
     "geometry",

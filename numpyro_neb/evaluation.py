@@ -19,18 +19,17 @@ from numpyro_neb.energies import AbstractEnergy, check_energy, in_dtype_of
 from numpyro_neb.integrators import BAOAB, AbstractIntegrator, Target, walk
 from numpyro_neb.minibatches import check_shape
 from numpyro_neb.posteriors import covariance_product
+from numpyro_neb.prototypes import prototypes_of, shares
 from numpyro_neb.two_sample import paired_test
 from numpyro_neb.verdicts import Evaluation
-
-Examples = Float[Array, "n *event"] | Float[np.ndarray, "n *event"]
 
 
 def evaluate(
     energy: AbstractEnergy,
-    held_out: Examples,
+    held_out: Float[Array, "n *event"] | Float[np.ndarray, "n *event"],
     *,
     key: PRNGKeyArray,
-    train: Examples | None = None,
+    train: Float[Array, "m *event"] | Float[np.ndarray, "m *event"] | None = None,
     integrator: AbstractIntegrator = BAOAB(),  # noqa: B008 (frozen)
     num_steps: int = 2000,
     num_pairs: int = 1000,
@@ -107,12 +106,7 @@ def evaluate(
         >>> found.p_value < 0.01
         True
     """
-    check_energy(energy)
-    if jnp.ndim(energy.sigma) != 0:
-        raise ValueError(
-            "energy must be a single one, with a scalar sigma, got a stack of shape"
-            f" {jnp.shape(energy.sigma)}: take its energies one by one"
-        )
+    _check_energy(energy)
     check_key(key)
     _check_integrator(integrator)
     num_steps = check_count("num_steps", num_steps)
@@ -120,11 +114,8 @@ def evaluate(
     num_pairs = check_count("num_pairs", num_pairs, _FEWEST)
     chunk_size = check_count("chunk_size", chunk_size)
     settings = {
-        name: check_count(name, value, 2)
-        for name, value in (
-            ("num_particles", num_particles),
-            ("num_temperatures", num_temperatures),
-        )
+        "num_particles": check_count("num_particles", num_particles, 2),
+        "num_temperatures": check_count("num_temperatures", num_temperatures, 2),
     }
     shape, rng = energy.event_shape, np.random.default_rng(_seed(key))
     x = _chosen("held_out", held_out, shape, num_pairs, rng)
@@ -134,7 +125,7 @@ def evaluate(
         train = _chosen("train", train, shape, max(1, _MOST_NUMBERS // prod(shape)), rng)
     key_noise, key_z, key_walk, key_draws = jax.random.split(key, 4)
     notes: list[str] = []
-    look = Look(chunk_size, progress_bar)
+    look = Look(min(chunk_size, len(x)), progress_bar)  # one compiled shape for all
     noisy = _noisy(energy, x, key_noise)
     data = look(energy, noisy)
     if not all(np.all(np.isfinite(values)) for values in data):
@@ -142,21 +133,23 @@ def evaluate(
     log_z, log_z_error = _log_z(energy, key_z, settings, progress_bar, notes)
     judged = Judged(x, noisy, -data.phi - log_z, squares(x, data.jump), log_z_error)
     walked = _walk(energy, integrator, noisy[0], key_walk, num_steps, chunk_size, progress_bar)
+    fields: dict[str, Any] = (
+        _of_density(energy, judged, data, log_z, key_draws)
+        | baselines(judged, energy.sigma, train, look, notes)
+        | _mixing(walked)
+        | _of_walk(
+            energy, judged, data, walked, look, x if train is None else train, num_swaps, rng
+        )
+        | _of_columns(energy, x, walked, key_draws, rng, notes)
+    )
     return Evaluation(
         sigma=float(energy.sigma),
         event_shape=shape,
         num_pairs=len(x),
         num_steps=num_steps,
         num_diverging=int(np.sum(~walked.finite)),
-        **_of_density(energy, judged, data, log_z),
-        **baselines(judged, energy.sigma, train, look, notes),
-        **_mixing(walked),
-        **_of_walk(
-            energy, judged, data, walked, look, x if train is None else train, num_swaps, rng
-        ),
-        negative_variances=float(_negative_share(energy, noisy[0][:128], key_draws)),
-        **_of_columns(energy, x, walked, key_draws, rng, notes),
         notes=tuple(notes),
+        **fields,
     )
 
 
@@ -164,7 +157,6 @@ _FEWEST = 20
 _MOST_NUMBERS = 50_000_000
 _NUM_RECORDED = 64  # chains
 _NUM_DRAWS = 100  # of each of them
-_NUM_RESAMPLES = 200
 
 
 class _Walked(NamedTuple):
@@ -187,6 +179,15 @@ class _Walked(NamedTuple):
 
 def _seed(key):
     return jax.random.randint(key, (), 0, np.iinfo(np.int32).max).item()
+
+
+def _check_energy(energy):
+    check_energy(energy)
+    if jnp.ndim(energy.sigma) != 0:
+        raise ValueError(
+            "energy must be a single one, with a scalar sigma, got a stack of shape"
+            f" {jnp.shape(energy.sigma)}: take its energies one by one"
+        )
 
 
 def _check_integrator(integrator):
@@ -232,7 +233,7 @@ def _log_z(energy, key, settings, progress_bar, notes):
     return float(value), float(error)
 
 
-def _of_density(energy, judged, data, log_z):
+def _of_density(energy, judged, data, log_z, key) -> dict[str, Any]:
     """What needs no walk."""
     loss, density = judged.squares.mean(0), judged.log_density.mean(0)
     stein = _stein(energy, judged.noisy, data.jump, judged.noisy[0].mean(0)).mean(0)
@@ -246,6 +247,7 @@ def _of_density(energy, judged, data, log_z):
         "log_normalizer": log_z,
         "stein_data": float(stein.mean()),
         "stein_data_error": standard_error(stein),
+        "negative_variances": float(_negative_share(energy, judged.noisy[0][:128], key)),
     }
 
 
@@ -301,16 +303,23 @@ def _walk(energy, integrator, y, key, num_steps, chunk_size, progress_bar):
             trace.append(recorded.reshape(len(recorded), d)[:, coordinates])
             phi_trace.append(np.asarray(seen[0].potential[:_NUM_RECORDED]))
             if seen[0].velocity is not None and 2 * i >= draws:
-                squares.append([np.mean(np.square(s.velocity)) for s in seen])
+                with np.errstate(over="ignore", invalid="ignore"):  # of a walk that diverges
+                    squares.append([np.mean(np.square(s.velocity)) for s in seen])
             bar.update(int(length))
     end = np.concatenate([s.position for s in seen])[:n]
     phi = np.concatenate([s.potential for s in seen])[:n]
     finite = np.isfinite(phi) & np.all(np.isfinite(end.reshape(n, d)), axis=1)
     squared = float(np.mean(squares)) if squares else None
-    return _Walked(end, finite, np.stack(trace, 1), np.stack(phi_trace, 1), squared)
+    return _Walked(
+        end,
+        finite,
+        np.stack(trace, 1),
+        np.stack(phi_trace, 1),
+        squared,
+    )
 
 
-def _mixing(walked):
+def _mixing(walked) -> dict[str, Any]:
     """R-hat and effective draws of the second half of the recorded chains."""
     half = walked.trace.shape[1] // 2
     found = {"kinetic_temperature": walked.squared_velocity}
@@ -325,26 +334,26 @@ def _mixing(walked):
     return found
 
 
-def _of_walk(energy, judged, data, walked, look, examples, num_swaps, rng):
+def _of_walk(energy, judged, data, walked, look, examples, num_swaps, rng) -> dict[str, Any]:
     """The walk's ends y' against the noisy examples y that they come from, pair by pair."""
     kept = walked.finite
     before, after = judged.noisy[0][kept], walked.y[kept]
     start = Seen(data.phi[0][kept], data.jump[0][kept])
-    prototypes = _prototypes(examples, max(2, min(10, len(judged.x) // 30)), rng)
+    prototypes = prototypes_of(examples, max(2, min(10, len(judged.x) // 30)), rng)
     if len(after) < 2:
         return _no_walk(prototypes, energy.event_shape)
-    end = look(energy, after)
+    end = look(energy, after)  # as the start, so that not even rounding tells them apart
     test = paired_test(
         {"y": before, "jump": start.jump},
         {"y": after, "jump": end.jump},
         num_swaps=num_swaps,
-        seed=rng.integers(2**32),
+        seed=int(rng.integers(2**32)),
     )
     stein = _stein(energy, after, end.jump, judged.noisy[0].mean(0))
     rise = end.phi - start.phi
     return (
         {"phi_data": start.phi, "phi_walk": end.phi, "prototypes": prototypes}
-        | _shares(start.jump, end.jump, prototypes, rng)
+        | shares(start.jump, end.jump, prototypes, rng)
         | _moments(before, after)
         | {
             "p_value": test.p_value,
@@ -363,55 +372,13 @@ def _no_walk(prototypes, shape):
         " total_variation total_variation_error total_variation_by_chance sd_ratio sd_ratio_error"
         " largest_mean_difference"
     )
-    shares = ("data_shares", "walk_shares", "share_errors")
+    by_prototype = ("data_shares", "walk_shares", "share_errors")
     return (
         dict.fromkeys(names.split(), np.nan)
-        | dict.fromkeys(shares, np.full(len(prototypes), np.nan))
+        | dict.fromkeys(by_prototype, np.full(len(prototypes), np.nan))
         | dict.fromkeys(("phi_data", "phi_walk"), np.zeros(0))
         | {"prototypes": prototypes, "sd_ratios": np.full(shape, np.nan)}
     )
-
-
-def _prototypes(examples, k, rng):
-    """Centres of k-means, of shape (k, *event_shape)."""
-    from scipy.cluster.vq import kmeans2
-
-    some = examples[rng.permutation(len(examples))[:5000]]
-    flat = some.reshape(len(some), -1).astype(float)
-    k = min(k, len(np.unique(flat[:1000], axis=0)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty cluster has a share of zero
-        centres, _ = kmeans2(flat, k, minit="++", seed=rng)
-    return centres.reshape(k, *examples.shape[1:])
-
-
-def _shares(start, end, prototypes, rng):
-    """How many of the jumps lie nearest to each prototype, of the data's and of the walk's."""
-    k, n = len(prototypes), len(start)
-    centres = prototypes.reshape(k, -1)
-
-    def nearest(points):
-        flat = points.reshape(n, -1).astype(float)
-        return np.eye(k)[np.argmax(flat @ centres.T - np.sum(centres**2, 1) / 2, axis=1)]
-
-    before, after = nearest(start), nearest(end)
-    moved = after - before  # by pair
-    signs = rng.choice([-1.0, 1.0], (_NUM_RESAMPLES, n))
-    weights = rng.multinomial(n, np.full(n, 1 / n), _NUM_RESAMPLES)
-    variation = lambda difference: np.abs(difference).sum(-1) / 2  # noqa: E731
-    # The largest correlation between a function of where a chain began and one of where it ended.
-    table = before.T @ after / n
-    margins = np.sqrt(np.outer(table.sum(1), table.sum(0)))
-    table = np.divide(table, margins, out=np.zeros_like(table), where=margins > 0)
-    return {
-        "memory": float(np.linalg.svd(table, compute_uv=False)[1]),
-        "data_shares": before.mean(0),
-        "walk_shares": after.mean(0),
-        "share_errors": moved.std(0, ddof=1) / np.sqrt(n),
-        "total_variation": float(variation(moved.mean(0))),
-        "total_variation_error": float(np.std(variation(weights @ moved / n), ddof=1)),
-        "total_variation_by_chance": float(np.mean(variation(signs @ moved / n))),
-    }
 
 
 def _moments(before, after):
@@ -454,10 +421,11 @@ def _draw(energy, y, key):
     return posterior_distribution(energy, y).sample(key)
 
 
-def _of_columns(energy, x, walked, key, rng, notes):
+def _of_columns(energy, x, walked, key, rng, notes) -> dict[str, Any]:
     """Marginals and correlations of X drawn given the walk's ends, against the examples."""
-    from scipy.stats import ks_2samp
+    from scipy import stats
 
+    ks_2samp: Any = stats.ks_2samp  # its types lack the axis
     d = prod(energy.event_shape)
     names = ("marginals", "marginals_by_chance", "correlations", "correlations_by_chance")
     rows = np.flatnonzero(walked.finite)[: 1000 if d <= 64 else 300]

@@ -139,14 +139,14 @@ class Evaluation:
         "wrong": a chain diverged, p_value < 0.01, the sds of y are off by 5% and 5 standard errors,
         or the Gaussian or the kernel density denoises better, by 2% and 4 standard errors, or is
         the better density, by 4 standard errors. Else "untested" where the chains do not forget
-        where they began, memory > 0.5 or r_hat > 1.2. Else "doubtful" where p_value < 0.05, and
+        where they began, memory > 0.5 or r_hat > 1.5. Else "doubtful" where p_value < 0.05, and
         "right", as far as n examples can tell.
         """
         width = abs(np.log(self.sd_ratio)) if self.sd_ratio > 0 else 0
         off = width > max(0.05, 5 * self.sd_ratio_error / max(self.sd_ratio, 1e-30))
         if self.num_diverging or self.p_value < 0.01 or off or _beaten(self):
             return "wrong"
-        if self.memory > 0.5 or self.r_hat > 1.2:
+        if self.memory > 0.5 or self.r_hat > 1.5:
             return "untested"
         return "doubtful" if self.p_value < 0.05 else "right"
 
@@ -158,7 +158,7 @@ class Evaluation:
             "right": f"RIGHT, as far as {self.num_pairs:,} held-out examples can tell: the walk's y"
             f" cannot be told from noisy data ({told})",
             "doubtful": f"DOUBTFUL: a right energy gives such a p-value one time in"
-            f" {round(1 / max(self.p_value, 0.01))} ({told}). Try another key, or"
+            f" {round(1 / max(np.nan_to_num(self.p_value), 0.01))} ({told}). Try another key, or"
             " more data",
             "untested": f"UNTESTED: in {self.num_steps:,} steps",
             "wrong": "WRONG",
@@ -170,7 +170,7 @@ class Evaluation:
             sentences += _how(self)
         if self.outcome == "untested":
             sentences = [f"{opening} {_stuck(self)}"]
-        elif self.memory > 0.5 or self.r_hat > 1.2:
+        elif self.memory > 0.5 or self.r_hat > 1.5:
             sentences.append(f"Besides, in {self.num_steps:,} steps {_stuck(self)}")
         return ". ".join(sentences) + "."
 
@@ -267,7 +267,7 @@ def _rows(e):
     yield "mean phi, walk - data (nats)", phi, "0"
     yield "chains that diverged", f"{e.num_diverging:,}", "0"
     yield f"memory of the start, {e.num_steps:,} steps", f"{e.memory:.2f}", "below 0.5, to test"
-    yield "R-hat of y, of phi", f"{e.r_hat:.2f}, {e.r_hat_phi:.2f}", "below 1.2, to test"
+    yield "R-hat of y, of phi", f"{e.r_hat:.2f}, {e.r_hat_phi:.2f}", "below 1.5, to test"
     draws = f"{e.effective_draws:,.0f}, {e.effective_draws_phi:,.0f}"
     yield "effective draws of y, of phi", draws, "many"
     yield "Stein ratio of the walk", _with(e.stein_walk, e.stein_walk_error), "1"

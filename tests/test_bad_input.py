@@ -418,6 +418,7 @@ def test_the_error_names_the_argument(call, error, message, untyped):
 
 REASONS = {
     "a result, which the package makes": {
+        "Evaluation",
         "FitResult",
         "Memories",
         "MixtureFit",

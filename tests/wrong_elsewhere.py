@@ -11,6 +11,7 @@ from wrong_arguments import (
     IMAGES,
     KEY,
     MIXTURE,
+    NAN,
     NOT_RUN,
     PAIRS,
     ROWS,
@@ -160,6 +161,45 @@ add(
         for value in (1.0, (0.0, 1.0), ((1.0, 0.0), (0.0, 1.0)))
     ],
     [("walk: one", {"walk": Y[0]}, ValueError, r"walk must have shape \(draws, 2\), got \(2,\)")],
+)
+
+# The evaluation and its picture.
+HELD_OUT = np.tile(Y, (10, 1))
+add(
+    "evaluate",
+    {"energy": MIXTURE, "held_out": HELD_OUT, "key": KEY, "progress_bar": False},
+    energies_wrong(),
+    arrays_wrong("held_out", HELD_OUT, floats=True),
+    arrays_wrong("train", HELD_OUT, floats=True)[:5],
+    keys_wrong(),
+    counts_wrong("num_steps", "num_swaps", "chunk_size"),
+    counts_wrong("num_pairs", least=20),
+    counts_wrong("num_particles", "num_temperatures", least=2),
+    [
+        ("held_out: few", {"held_out": Y}, ValueError, "held_out must hold at least 20 examples"),
+        ("energy: NaN", {"energy": NAN}, FloatingPointError, "energy must be finite at noisy held"),
+        ("integrator: 3", {"integrator": 3}, TypeError, "integrator must be one of numpyro_neb.in"),
+        (
+            "integrator: a class",
+            {"integrator": neb.integrators.BAOAB},
+            TypeError,
+            "integrator must be one of .* got the class BAOAB",
+        ),
+        (
+            "integrator: at rest",
+            {"integrator": neb.integrators.BAOAB(initial_velocity="zero")},
+            ValueError,
+            "integrator must start with velocities of its own law, .* got 'zero'",
+        ),
+    ],
+)
+add(
+    "plots.evaluation",
+    {},
+    [
+        ("an int", {"evaluation": 3}, TypeError, "evaluation must be a Evaluation, got int"),
+        ("an array", {"evaluation": Y}, TypeError, "evaluation must be a Evaluation, got float32"),
+    ],
 )
 
 # Files, devices, and the command line. TMP is a folder that is never written to.
