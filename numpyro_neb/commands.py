@@ -1,4 +1,4 @@
-"""The commands that work on files of arrays: train, sample, denoise, recall, info."""
+"""The commands that work on files of arrays: train, evaluate, sample, denoise, recall, info."""
 
 import argparse
 import io
@@ -38,12 +38,21 @@ moment. Else they are written as NetCDF in the end. posterior/y is the walk, pos
   python -m numpyro_neb sample energy.safetensors --draws 1000000 --out draws.zarr
 """
 
+_EVALUATE = """\
+Is the energy right? Prints a verdict and a table: whether its walk can be told from noisy held-out
+examples and how, its log-likelihood and its denoising, beside a Gaussian's and, with --train, the
+kernel density's.
+
+  python -m numpyro_neb evaluate energy.safetensors held_out.npy --train train.npy --out found.png
+"""
+
 
 def add_commands(commands: Any) -> None:
     """Adds the parsers; each sets `run`, a function of the arguments."""
     _add_train(commands)
+    _add_evaluate(commands)
     _add_others(commands)
-    for name in ("train", "sample"):
+    for name in ("train", "evaluate", "sample"):
         commands.choices[name].add_argument(
             "--seed", type=int, default=0, help="of all random numbers (0)"
         )
@@ -76,6 +85,22 @@ def _add_train(commands):
     )
     train.add_argument("--checkpoints", type=Path, help="a folder (OUT.checkpoints, then deleted)")
     train.set_defaults(run=_train)
+
+
+def _add_evaluate(commands):
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="whether an energy is right: its walk, density and jumps against held-out examples",
+        description=_EVALUATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("energy", type=Path, metavar="ENERGY.safetensors")
+    evaluate.add_argument("held_out", type=Path, metavar="HELD_OUT.npy", help=_DATA)
+    evaluate.add_argument("--train", type=Path, help="the examples it was trained on, a .npy file")
+    evaluate.add_argument("--out", type=Path, help="the picture to write, evaluation.png say")
+    evaluate.add_argument("--num-steps", type=int, default=2000, help="of each chain (2000)")
+    evaluate.add_argument("--pairs", type=int, default=1000, help="examples at most (1000)")
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_others(commands):
@@ -209,6 +234,22 @@ def _sample(arguments):
             worst = f"R-hat at most {np.max(seen[name]['r_hat']):.3f}, {worst}"
         print(f"{meaning}: {worst} of {arguments.chains * arguments.draws:,}")
     print(f"written: {out}")
+
+
+def _evaluate(arguments):
+    found = neb.evaluate(
+        _energy(arguments.energy),
+        _array(arguments.held_out),
+        key=jax.random.key(arguments.seed),
+        train=None if arguments.train is None else _array(arguments.train),
+        num_steps=arguments.num_steps,
+        num_pairs=arguments.pairs,
+    )
+    print(found)
+    if arguments.out is not None:
+        axes = neb.plots.evaluation(found)
+        axes[0].figure.savefig(arguments.out, dpi=150)
+        print(f"written: {arguments.out}")
 
 
 def _run_at_once(mcmc, key, out):
