@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.stats import chi
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from sklearn.svm import SVC
 
 import numpyro_neb as neb
 
@@ -37,14 +38,24 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def energy(sigma: float) -> neb.ResidualEnergy:
-    """The demo's energy of the digits, at sigma."""
+def denoised(sigma: float) -> neb.ResidualEnergy:
+    """The demo's energy of the digits at sigma, after the first stage."""
     train, _ = digits()
     network = neb.networks.MLP((8, 8), width_size=256, depth=3, key=jax.random.key(0))
     start = neb.ResidualEnergy(network, sigma, (8, 8), loc=train.mean(0), scale=train.std())
     optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, 6000), weight_decay=1.0)
     settings = {"num_steps": 6000, "batch_size": 128, "optimizer": optimizer}
     return neb.fit(start, train, key=jax.random.key(0), **settings).energy
+
+
+@cache
+def energy(sigma: float) -> neb.ResidualEnergy:
+    """That after the second."""
+    settings = {"num_steps": 1000, "batch_size": 128, "objective": neb.MaximumLikelihood()}
+    return neb.fit(denoised(sigma), digits()[0], key=jax.random.key(1), **settings).energy
+
+
+STAGES = {"denoising alone": denoised, "denoising, then maximum likelihood": energy}
 
 
 def noise(shape: tuple[int, ...]) -> np.ndarray:
@@ -154,6 +165,43 @@ def walks() -> Figure:
     return figure
 
 
+def shares() -> Figure:
+    """The classes of 3,000 jumps of the walk after each stage, and of jumps from noisy digits."""
+    pixels, labels = load_digits(return_X_y=True)
+    train, _, labels, _ = train_test_split(pixels / 16, labels, test_size=297, random_state=0)
+    classifier = SVC().fit(train, labels)
+    every = np.concatenate(digits())
+    jumps = {"data": neb.posterior_mean(energy(0.3), every + 0.3 * noise(every.shape))}
+    for name, trained in STAGES.items():
+        kernel = neb.WalkJumpKernel(trained(0.3), num_steps=100)
+        settings = {"num_chains": 100, "chain_method": "vectorized", "progress_bar": False}
+        mcmc = MCMC(kernel, num_warmup=20, num_samples=30, **settings)
+        mcmc.run(jax.random.key(0))
+        jumps[f"walk: {name}"] = mcmc.get_samples()["x"]
+    figure, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
+    styles = ({"color": "0.7"}, {"color": "C3"}, {"color": "C0"})
+    for i, ((name, x), style) in enumerate(zip(jumps.items(), styles, strict=True)):
+        found = np.bincount(classifier.predict(np.reshape(x, (-1, 64))), minlength=10) / len(x)
+        ax.bar(np.arange(10) + 0.28 * (i - 1), found, 0.28, label=name, **style)
+    ax.set(xlabel="digit", ylabel="share of the jumps", xticks=range(10))
+    ax.legend(frameon=False)
+    return figure
+
+
+def stages() -> Figure:
+    """Chains after each stage: 200 gradients between two pictures, the first 2,000 left out."""
+    figure, axes = plt.subplots(2, 1, figsize=(8, 2.9), layout="constrained")
+    start = digits()[1][:3] + 0.3 * noise((3, 8, 8))
+    for ax, (name, trained) in zip(axes, STAGES.items(), strict=True):
+        kernel = neb.WalkJumpKernel(trained(0.3), num_steps=200)
+        settings = {"num_chains": 3, "chain_method": "vectorized", "progress_bar": False}
+        mcmc = MCMC(kernel, num_warmup=10, num_samples=24, **settings)
+        mcmc.run(jax.random.key(0), init_params=jnp.asarray(start))
+        neb.plots.walk_jump(mcmc.get_samples(group_by_chain=True)["x"], ax=ax)
+        ax.set(title=name, xlabel="")
+    return figure
+
+
 def memories() -> Figure:
     """The memories of 300 training digits at sigma = 0.4, with their basins."""
     found = neb.memories.find_memories(energy(0.4), digits()[0][:300])
@@ -189,7 +237,9 @@ def narrower() -> Figure:
     return figure
 
 
-PICTURES = (landscape, spheres, overlaps, manifold, denoising, walks, memories, narrower)
+PICTURES = (
+    landscape, spheres, overlaps, manifold, denoising, walks, shares, stages, memories, narrower
+)  # fmt: skip
 
 
 def write(name: str, figure: Figure) -> None:

@@ -107,3 +107,27 @@ def test_the_overlaps_of_the_digits():
     page = text("choose_sigma")
     names = names_after_running(page)
     assert str(names["overlaps"]).split(": ")[1] in page
+
+
+def rows_of_an_evaluation(printed):
+    """The names of the rows, which are what stands before two blanks or more."""
+    table = printed[printed.index("THE WALK") :].splitlines()
+    return [re.split(r"\s{2,}", line.strip())[0] for line in table if line.strip()]
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_the_page_on_evaluation_runs_as_printed():
+    page = text("evaluation")
+    names = names_after_running(page)
+    before, found = names["before"], names["found"]
+    assert before.outcome == "wrong"
+    assert found.outcome in ("right", "doubtful")  # a right energy is doubtful one time in 25
+    assert found.auc < before.auc
+    assert found.total_variation < before.total_variation
+    assert found.log_likelihood > before.log_likelihood
+    block = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    assert rows_of_an_evaluation(block) == rows_of_an_evaluation(str(found))
+    # The same noise, and an energy that differs by rounding: what it was on another machine.
+    said = re.search(r"log f\(y\) \(nats\) +(-[\d.]+)", block)
+    assert abs(float(said.group(1)) - found.log_likelihood) < 5 * found.sampling_error
