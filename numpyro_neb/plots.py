@@ -325,8 +325,8 @@ def evaluation(evaluation: Evaluation, *, axes: np.ndarray | None = None) -> np.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
-        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), sigma=0.5)
-        >>> x = energy.locs[jax.random.bernoulli(jax.random.key(0), shape=(60,)).astype(int)]
+        >>> x = jax.random.normal(jax.random.key(0), (100, 1))
+        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 1)), 0.5)
         >>> found = neb.evaluate(energy, x, key=jax.random.key(1), num_steps=100,
         ...                      num_temperatures=50, progress_bar=False)
         >>> axes = neb.plots.evaluation(found)
@@ -360,6 +360,7 @@ def _shares(found, ax):
     style = {"fill": False, "edgecolor": "C1", "ecolor": "C1", "label": "walk"}
     ax.bar(places + 0.2, found.walk_shares, 0.4, yerr=2 * found.share_errors, **style)
     ax.set_ylabel("share of the jumps")
+    ax.margins(y=0.3)  # room for the legend
     ax.legend(frameon=False)
     if len(found.event_shape) != 2:
         ax.set_xticks(places)
@@ -386,6 +387,7 @@ def _widths(found, ax):
         return
     ax.axhline(1, color="C0", linewidth=0.8)
     ax.plot(ratios.ravel(), ".", color="C1")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("coordinate")
 
 

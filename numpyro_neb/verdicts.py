@@ -68,7 +68,7 @@ class Evaluation:
         stein_walk: On the y': 1 if the walk has the law of phi, right or wrong.
         stein_walk_error: Its standard error.
         negative_variances: The share of the coordinates' posterior variances, at noisy data, that
-            are below zero, as none can be.
+            are below zero, as none can be, by more than sigma^2 / 100.
         marginals: The Kolmogorov-Smirnov distance by coordinate between draws of X, given the y',
             and the examples; NaN where the examples do not vary. A column with atoms has a large
             one. None for more than 256 coordinates.
@@ -226,22 +226,22 @@ def _how(e):
             yield f"The walk visits prototype {i} {times} ({pair})"
     if abs(e.sd_ratio - 1) > max(0.02, 3 * e.sd_ratio_error):
         word = "narrower" if e.sd_ratio < 1 else "wider"
-        yield f"It is {abs(e.sd_ratio - 1):.0%} {word} than the data (sds of y by coordinate)"
+        yield f"The walk is {abs(e.sd_ratio - 1):.0%} {word} than the data (sds of y by coordinate)"
     if abs(e.phi_difference) > 3 * e.phi_difference_error:
         word = "below" if e.phi_difference < 0 else "above"
-        yield f"Its phi lies {abs(e.phi_difference):.2g} nats {word} that of the data on average"
+        yield f"The walk's phi lies {abs(e.phi_difference):.3g} nats {word} that of the data"
     for baseline, denoiser, density in (
         (e.gaussian, "the best linear denoiser", "a Gaussian"),
         (e.kernel_density, "the kernel density", "the kernel density"),
     ):
         if _denoises_better(baseline):
             yield (
-                f"It denoises worse than {denoiser} ({e.denoising_loss:.4g} for"
+                f"The energy denoises worse than {denoiser} ({e.denoising_loss:.4g} for"
                 f" {baseline.denoising_loss:.4g})"
             )
         if _denser(baseline):
             gain = -baseline.log_likelihood_gain
-            yield f"It is the worse density of the data than {density}, by {gain:.3g} nats"
+            yield f"The energy is the worse density of the data than {density}, by {gain:.3g} nats"
     if abs(e.stein_data - 1) > max(0.05, 4 * e.stein_data_error):
         yield f"The Stein ratio on the data is {e.stein_data:.2f} in place of 1"
     if e.negative_variances > 0.01:
