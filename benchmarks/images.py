@@ -30,6 +30,15 @@ def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
     return (train / unit).astype(np.float32), (test / unit).astype(np.float32)
 
 
+def load_labels(path: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of `load_images`'s images, from `y_train` and `y_test`."""
+    if path is None:
+        labels = np.asarray(load_digits(return_X_y=True)[1])
+        return labels[:-300], labels[-300:]
+    with np.load(path) as file:
+        return file["y_train"], file["y_test"]
+
+
 def train_energy(
     images: np.ndarray,
     sigma: float,

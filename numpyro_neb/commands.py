@@ -22,9 +22,10 @@ from numpyro_neb.minibatches import check_shape
 
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
 _TRAIN = """\
-Trains an energy on a file of clean examples and writes it as safetensors. The file is read as it is
-needed, so it may be larger than memory. Killed or stopped by Ctrl-C, the same command goes on where
-its newest checkpoint was.
+Trains an energy on a file of clean examples and writes it as safetensors: first by denoising, then
+by maximum likelihood, which gives each part of the data its weight. To denoise alone, the first
+will do: --likelihood-steps 0. The file is read as it is needed, so it may be larger than memory.
+Killed or stopped by Ctrl-C, the same command goes on where its newest checkpoint was.
 
   python -m numpyro_neb train digits.npy --sigma auto --out energy.safetensors
   python -m numpyro_neb train photos.npy --sigma 0.2 --network unet --out photos.safetensors
@@ -76,7 +77,11 @@ def _add_train(commands):
     train.add_argument(
         "--channels", type=int, nargs="+", default=[24, 48], help="of a U-Net's levels (24 48)"
     )
-    train.add_argument("--steps", type=int, default=5000, help="training steps (5000)")
+    train.add_argument("--steps", type=int, default=5000, help="of denoising (5000)")
+    train.add_argument(
+        "--likelihood-steps", type=int, default=1000, help="of maximum likelihood, or 0 (1000)"
+    )
+    train.add_argument("--chains", type=int, default=128, help="of maximum likelihood (128)")
     train.add_argument("--batch", type=int, default=128, help="examples in a step (128)")
     train.add_argument("--learning-rate", type=float, default=1e-3, help="Adam's first (0.001)")
     train.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW (0)")
@@ -156,6 +161,7 @@ def _energy_and_out(parser, out, data=None):
 
 def _train(arguments):
     check_count("--steps", arguments.steps)
+    check_count("--likelihood-steps", arguments.likelihood_steps, 0)
     data = _array(arguments.data)
     check_shape("data", data, data.shape[1:])
     sigma = _sigma(arguments.sigma, data)
@@ -170,26 +176,48 @@ def _train(arguments):
     energy = neb.ResidualEnergy(network, sigma, shape, loc=loc.astype(np.float32), scale=scale)
     print(f"{len(train):,} examples of shape {shape}, {num_held_out:,} held out")
     print(f"sigma = {sigma:.4g}")
-    schedule = optax.cosine_decay_schedule(arguments.learning_rate, arguments.steps)
     folder = arguments.checkpoints or arguments.out.with_name(f"{arguments.out.name}.checkpoints")
+    energy, validation = _both_stages(arguments, energy, key, folder, train, held_out)
+    neb.save(arguments.out, energy)
+    if arguments.checkpoints is None:
+        shutil.rmtree(folder)
+    if num_held_out:
+        loss, size = validation[-1], int(np.prod(shape))
+        print(f"squared error of one jump, per coordinate, held out: {loss / size:.4g}")
+        print(f"raw noise: {sigma**2:.4g}")
+    print(f"written: {arguments.out}")
+    if arguments.likelihood_steps:
+        print("is it right? python -m numpyro_neb evaluate, on examples that it never saw, says so")
+
+
+def _both_stages(arguments, energy, key, folder, train, held_out):
+    """The energy after denoising and maximum likelihood, and the held-out denoising losses."""
+    schedule = optax.cosine_decay_schedule(arguments.learning_rate, arguments.steps)
+    common = {"batch_size": arguments.batch}
     result = neb.fit(
         energy,
         train,
         key=key,
         num_steps=arguments.steps,
-        batch_size=arguments.batch,
         optimizer=optax.adamw(schedule, weight_decay=arguments.weight_decay),
-        validation_data=np.asarray(held_out) if num_held_out else None,
-        checkpoint_dir=folder,
+        validation_data=np.asarray(held_out) if len(held_out) else None,
+        checkpoint_dir=folder / "denoising",
+        **common,
     )
-    neb.save(arguments.out, result.energy)
-    if arguments.checkpoints is None:
-        shutil.rmtree(folder)
-    size = int(np.prod(shape))
-    print(f"squared error of one jump, per coordinate: {result.losses[-100:].mean() / size:.4g}")
-    if num_held_out:
-        print(f"held out: {result.validation_losses[-1] / size:.4g}; raw noise: {sigma**2:.4g}")
-    print(f"written: {arguments.out}")
+    if arguments.likelihood_steps == 0:
+        return result.energy, result.validation_losses
+    print("maximum likelihood: a gap near 0 is right")
+    energy = neb.fit(
+        result.energy,
+        train,
+        key=jax.random.fold_in(key, 0),
+        num_steps=arguments.likelihood_steps,
+        objective=neb.MaximumLikelihood(num_chains=arguments.chains),
+        checkpoint_dir=folder / "likelihood",
+        **common,
+    ).energy
+    losses = [neb.denoising_loss(energy, np.asarray(held_out), key)] if len(held_out) else []
+    return energy, losses
 
 
 def _sigma(text, data):

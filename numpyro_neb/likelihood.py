@@ -140,8 +140,7 @@ class MaximumLikelihood(AbstractObjective):
         """Chains that have yet to start: the first step puts them at its noisy data."""
         shape, dtype = energy.event_shape, energy.loc.dtype
         sigma = _levels(energy, self.num_chains, jax.random.uniform(key))
-        if len(sigma) == 1:
-            sigma = jnp.repeat(sigma, self.num_chains)
+        sigma = jnp.resize(sigma, self.num_chains)
         nowhere = jnp.full((self.num_chains, *shape), jnp.inf, dtype)
         start = lambda y: self.integrator.init(Target(jnp.sum), y, key)  # noqa: E731
         moving = jax.eval_shape(start, nowhere[0]).velocity is not None
@@ -196,7 +195,8 @@ class MaximumLikelihood(AbstractObjective):
             log_z = logsumexp(log_weights) - jnp.log(len(log_weights))
             return jnp.mean(phi) + log_z + self.denoising_weight * anchor
 
-        return jnp.mean(jax.lax.map(at, levels))
+        # Not lax.map: convolutions are slow inside a compiled loop on CPUs.
+        return jnp.mean(jax.vmap(at)(levels))
 
     def warning(self, means: dict[str, float]) -> str | None:
         """What to warn of, given the means of the metrics over some steps."""
@@ -215,18 +215,15 @@ class MaximumLikelihood(AbstractObjective):
             target = Target(energy, energy.sigma)
             start = WalkState(y, velocity, *target(y))
             walked, _ = walk(self.integrator, target, start, key, self.num_steps)
-            finite = jnp.isfinite(
-                walked.potential + jnp.sum(0 * (walked.position + walked.gradient))
-            )
+            arrays = walked.potential, walked.position, walked.gradient
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
             return walked, self.integrator.observe(target, walked).position, finite
 
         keys = jax.random.split(key, self.num_chains)
         operands = state.position, state.velocity, keys
         walked, seen, finite = _over_levels(one, energy, state.sigma, *operands)
-        width = state.highest - state.lowest
-        inside = (seen >= state.lowest - _MARGIN * width) & (
-            seen <= state.highest + _MARGIN * width
-        )
+        margin = _MARGIN * (state.highest - state.lowest)
+        inside = (seen >= state.lowest - margin) & (seen <= state.highest + margin)
         lost = ~(finite & jnp.all(inside.reshape(self.num_chains, -1), axis=1))
         y, velocity = _fresh(x, state, key_fresh)
         chosen = lambda new, old: jnp.where(_beside(lost, old), new, old)  # noqa: E731
@@ -262,7 +259,7 @@ def _over_levels(fn, energy, sigma, *operands):
 def _levels(energy, number, offset):
     """Sigmas spread evenly over the logarithm of a range; the one sigma of a single level."""
     if not isinstance(energy, ConditionalEnergy):
-        return energy.sigma[None]
+        return energy.sigma[None].astype(energy.loc.dtype)
     low, high = np.log(energy.sigma_range)
     places = (jnp.arange(number) + offset) / number
     return jnp.exp(low + (high - low) * places).astype(energy.loc.dtype)

@@ -188,13 +188,9 @@ def fit(
     params, rest = eqx.partition(energy, trainable(energy))
     arrays, static = eqx.partition(rest, eqx.is_array)
     step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
-    # The step donates its inputs, and the caller's energy has to survive.
-    copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
-    per_step = lambda: jnp.full(num_steps, jnp.nan)  # noqa: E731
-    averages = copied(ema_decay is not None), copied(patience is not None)
+    wanted = ema_decay is not None, patience is not None
     kept = objective.init(energy, jax.random.fold_in(key, 0))
-    metrics = {name: per_step() for name in objective.metrics}
-    state = _State(copied(), optimizer.init(params), per_step(), *averages, kept, metrics)
+    state = _first_state(params, optimizer, num_steps, wanted, kept, objective.metrics)
     named = {"num_steps": num_steps, "data": source.description, "ema_decay": ema_decay}
     named |= counts | {"key": _key_bits(key), "energy": describe(params)}
     named["sigma, loc, scale or frozen array"] = digest(arrays)
@@ -252,6 +248,16 @@ class _State(NamedTuple):
     best: PyTree
     kept: PyTree
     metrics: dict[str, Float[Array, " num_steps"]]
+
+
+def _first_state(params, optimizer, num_steps, wanted, kept, metrics):
+    """The state before the first step; `wanted` says whether there are `average` and `best`."""
+    # The step donates its inputs, and the caller's energy has to survive.
+    copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
+    per_step = lambda: jnp.full(num_steps, jnp.nan)  # noqa: E731
+    numbers = {name: per_step() for name in metrics}
+    averages = map(copied, wanted)
+    return _State(copied(), optimizer.init(params), per_step(), *averages, kept, numbers)
 
 
 class _Training:

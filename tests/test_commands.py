@@ -12,6 +12,7 @@ from numpyro_neb import __main__ as command_line
 
 DATA = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
 QUICK = ["--steps", "120", "--batch", "32", "--width", "16", "--depth", "2"]
+QUICK += ["--likelihood-steps", "0"]
 
 
 @pytest.fixture
@@ -49,14 +50,31 @@ def test_train(data, tmp_path, capsys):
     np.testing.assert_allclose(energy.sigma, neb.critical_sigma(DATA), rtol=1e-6)
     np.testing.assert_allclose(energy.loc, DATA[:285].mean(0), rtol=1e-5)
     assert {path.name for path in tmp_path.iterdir()} == {"data.npy", "energy.safetensors"}
+    assert "maximum likelihood" not in shown.out
     # One seed, one energy.
     assert run("train", data, "--sigma", "auto", "--out", tmp_path / "again", *QUICK) == 0
     assert_equal(tmp_path / "again", out)
 
 
+def test_train_in_both_stages(data, tmp_path, capsys):
+    arguments = ["train", data, "--sigma", 0.5, *QUICK, "--steps", 5]
+    assert run(*arguments, "--out", tmp_path / "denoised") == 0
+    second = ["--likelihood-steps", 3, "--chains", 8]
+    assert run(*arguments, *second, "--out", tmp_path / "both") == 0
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err
+    assert "gap=" in shown.err
+    assert "python -m numpyro_neb evaluate" in shown.out
+    denoised, both = (neb.load(tmp_path / name) for name in ("denoised", "both"))
+    weights = [energy.network.layers.layers[0].weight for energy in (denoised, both)]
+    # Three steps of Adam at 2e-4 and less move no weight by more than 6e-4.
+    assert 1e-5 < np.abs(weights[0] - weights[1]).max() < 7e-4
+
+
 def test_train_a_u_net(tmp_path):
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 4, 4)))
     arguments = ["--network", "unet", "--channels", 2, 4, "--steps", 2, "--held-out", 0]
+    arguments += ["--likelihood-steps", 2, "--chains", 4]
     out = tmp_path / "energy"
     assert run("train", tmp_path / "images.npy", "--sigma", 0.3, "--out", out, *arguments) == 0
     assert neb.load(out).network.channels == (2, 4)
@@ -76,7 +94,9 @@ def test_control_c_leaves_a_training_that_goes_on(data, tmp_path, capsys, monkey
     monkeypatch.setattr(neb, "fit", interrupted)
     assert run("train", data, "--sigma", 0.5, "--out", out, *QUICK) == 130
     assert "the same call goes on from the newest checkpoint" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "energy.checkpoints").iterdir()} == {"6"}
+    assert {path.name for path in (tmp_path / "energy.checkpoints" / "denoising").iterdir()} == {
+        "6"
+    }
     monkeypatch.setattr(neb, "fit", real)
     assert run("train", data, "--sigma", 0.5, "--out", out, *QUICK) == 0
     assert_equal(out, whole)

@@ -28,10 +28,12 @@ folder, out = sys.argv[1:]
 result = neb.fit(
     energy, data, key=jax.random.key(1), num_steps=6000, batch_size=32, ema_decay=0.99,
     validation_data=data[:50], checkpoint_dir=folder, checkpoint_every=50, progress_bar=False,
+    objective=neb.MaximumLikelihood(num_chains=16, num_steps=2), validate_every=1500,
     callback=lambda *_: print("going", flush=True),
 )
 neb.save(out, result.energy)
 np.save(out + ".npy", result.losses)
+np.save(out + ".chains.npy", result.objective_state.position)
 """
 
 
@@ -58,8 +60,9 @@ def test_twenty_kills_of_a_training_change_nothing(tmp_path):
     last = start(TRAINING, tmp_path / "other", tmp_path / "killed")
     last.communicate()
     assert last.returncode == 0
-    losses = [np.load(tmp_path / f"{name}.npy") for name in ("whole", "killed")]
-    np.testing.assert_array_equal(*losses)
+    for kept in ("npy", "chains.npy"):
+        arrays = [np.load(tmp_path / f"{name}.{kept}") for name in ("whole", "killed")]
+        np.testing.assert_array_equal(*arrays)
     energies = [neb.load(tmp_path / name) for name in ("whole", "killed")]
     arrays = [jax.tree.leaves(eqx.filter(energy, eqx.is_array)) for energy in energies]
     for one, other in zip(*arrays, strict=True):
