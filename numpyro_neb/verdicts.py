@@ -23,7 +23,7 @@ class Evaluation:
         event_shape: The shape of one example; d is the number of its coordinates.
         num_pairs: n, how many held-out examples were used.
         num_steps: How many steps each chain took.
-        num_diverging: How many chains left the finite numbers. The walk is judged by the others.
+        num_diverging: How many chains became NaN or infinite. The walk is judged by the others.
         p_value: Of the two-sample test of the y' against the y, exact for any number of steps.
         auc: How well a kernel classifier tells the y' from the y: right 0.5, and 1 at worst.
         memory: The largest correlation between where a chain began and where it ended, among
@@ -136,9 +136,9 @@ class Evaluation:
     def outcome(self) -> Literal["right", "doubtful", "untested", "wrong"]:
         """The verdict in a word.
 
-        "wrong": a chain diverged, p_value < 0.01, the sds of y are off by 5% and 5 standard errors,
+        "wrong": a chain diverges, p_value < 0.01, the sds of y are off by 5% and 5 standard errors,
         or the Gaussian or the kernel density denoises better, by 2% and 4 standard errors, or is
-        the better density, by 4 standard errors. Else "untested" where the chains do not forget
+        the better density, by 0.1 nats and 4 standard errors. Else "untested" where the chains do not forget
         where they began, memory > 0.5 or r_hat > 1.5. Else "doubtful" where p_value < 0.05, and
         "right", as far as n examples can tell.
         """
@@ -197,7 +197,7 @@ def _denoises_better(baseline):
 def _denser(baseline):
     if baseline is None:
         return False
-    return baseline.log_likelihood_gain < -4 * baseline.log_likelihood_gain_error
+    return baseline.log_likelihood_gain < -max(4 * baseline.log_likelihood_gain_error, 0.1)
 
 
 def _stuck(e):
@@ -212,7 +212,7 @@ def _how(e):
     """How an energy is wrong, the gravest first."""
     if e.num_diverging:
         yield (
-            f"{e.num_diverging:,} of {e.num_pairs:,} chains left the finite numbers: the walk needs"
+            f"{e.num_diverging:,} of {e.num_pairs:,} chains became NaN or infinite: the walk needs"
             " a smaller step, or phi a bound far from the data"
         )
     over = np.argsort((e.walk_shares - e.data_shares) / np.maximum(e.share_errors, 1e-12))
