@@ -17,8 +17,9 @@ columns:
     commonest   the share of the commonest class among the walk's jumps
     -log f      of noisy held-out examples, in nats, with log_normalizer's standard error
     jump        the denoising loss, E norm(x - x_hat(y))^2, on held-out examples
-    widths      standard deviations of the walk's y over those of noisy held-out data: the
-                smallest, the mean and the largest over the coordinates
+    widths      standard deviations of the walk's y over those of noisy training data: the smallest,
+                the mean and the largest over the coordinates; in the row of the data those of noisy
+                held-out data
     smaller     the share of the smaller moon among the walk's jumps
     p           of `evaluate`, with the first words of its verdict
 
@@ -199,13 +200,13 @@ def cancer(num_updates):
     print("| energy | AUC | widths | -log f | jump | p |")
     print("|---|---|---|---|---|---|")
     nats, _, loss = held_out_figures(neb.MixtureEnergy(train, sigma), held_out)
-    between = widths(noisy(train, sigma, 6000, 7), held_out, sigma)
+    between = widths(noisy(held_out, sigma, 6000, 7), train, sigma)
     print(f"| data, and their kernel density | 0.5 | {between} | {nats:.2f} | {loss:.3f} | |")
     for name, energy in stages(perceptron(train, sigma, 128), train, 1500, num_updates, 1.0):
         y, _ = walked(energy, 6000)
         nats, error, loss = held_out_figures(energy, held_out)
         print(
-            f"| {name} | {auc(y, train, held_out, sigma):.3f} | {widths(y, held_out, sigma)}"
+            f"| {name} | {auc(y, train, held_out, sigma):.3f} | {widths(y, train, sigma)}"
             f" | {nats:.2f} +- {error:.2f} | {loss:.3f} | {verdict(energy, train, held_out)} |",
             flush=True,
         )
