@@ -57,7 +57,7 @@ class MaximumLikelihood(AbstractObjective):
     Denoising alone leaves open what one mode weighs beside another: it teaches the slopes of phi,
     and those only where the data are. Train with `denoising_loss` first and with this objective
     second, and judge the result with `evaluate`. Without an `optimizer`, `fit` takes Adam on a
-    cosine schedule from 2e-4 to 0 here.
+    cosine schedule from 2e-4 to 0 here, of gradients clipped to a norm of 5.
 
     The chains of a `ConditionalEnergy` have a noise level each, spread evenly over the logarithm of
     its range, and the data of a step take the levels of the chains.
@@ -131,8 +131,9 @@ class MaximumLikelihood(AbstractObjective):
             )
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """Adam on a cosine schedule from 2e-4 to 0."""
-        return optax.adam(optax.cosine_decay_schedule(2e-4, num_steps))
+        """Adam on a cosine schedule from 2e-4 to 0, of gradients clipped to a norm of 5."""
+        schedule = optax.cosine_decay_schedule(2e-4, num_steps)
+        return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
 
     def init(
         self, energy: AbstractEnergy | ConditionalEnergy, key: PRNGKeyArray
