@@ -137,7 +137,7 @@ class Evaluation:
         """The verdict in a word.
 
         "wrong": a chain diverges, p_value < 0.01, the sds of y are off by 5% and 5 standard errors,
-        or the Gaussian or the kernel density denoises better, by 2% and 4 standard errors, or is
+        or the Gaussian or the kernel density denoises better, by 5% and 4 standard errors, or is
         the better density, by 0.1 nats and 4 standard errors. Else "untested" where the chains do not forget
         where they began, memory > 0.5 or r_hat > 1.5. Else "doubtful" where p_value < 0.05, and
         "right", as far as n examples can tell.
@@ -191,7 +191,7 @@ def _denoises_better(baseline):
     if baseline is None:
         return False
     gain, error = baseline.denoising_gain, baseline.denoising_gain_error
-    return gain < -max(4 * error, 0.02 * baseline.denoising_loss)
+    return gain < -max(4 * error, 0.05 * baseline.denoising_loss)
 
 
 def _denser(baseline):
