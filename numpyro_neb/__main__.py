@@ -1,4 +1,4 @@
-"""The command line: `python -m numpyro_neb` train, sample, denoise, recall, info or demo."""
+"""The command line: `python -m numpyro_neb` with train, evaluate, sample and more, or demo."""
 
 import argparse
 import sys
@@ -100,16 +100,18 @@ def _train(train, held_out):
     shape = train.shape[1:]
     network = neb.networks.MLP(shape, width_size=256, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, _SIGMA, shape, loc=train.mean(0), scale=train.std())
-    settings = {"key": jax.random.key(0), "batch_size": 128, "validation_data": held_out}
+    keys = jax.random.split(jax.random.key(0), 2)
+    settings = {"batch_size": 128, "validation_data": held_out}
     num_steps = 6000
     # 1,500 images are few: without weight decay the held-out loss is .96, with it .91.
     schedule = optax.cosine_decay_schedule(1e-3, num_steps)
     print("\ntraining a 3 x 256 MLP by denoising")
     optimizer = optax.adamw(schedule, weight_decay=1.0)
-    energy = neb.fit(energy, train, num_steps=num_steps, optimizer=optimizer, **settings).energy
+    denoising = {"key": keys[0], "num_steps": num_steps, "optimizer": optimizer}
+    energy = neb.fit(energy, train, **denoising, **settings).energy
     print("and by maximum likelihood, with 128 chains of the walk: a gap near 0 is right")
-    likelihood = neb.MaximumLikelihood()
-    return neb.fit(energy, train, num_steps=1000, objective=likelihood, **settings).energy
+    likelihood = {"key": keys[1], "num_steps": 1000, "objective": neb.MaximumLikelihood()}
+    return neb.fit(energy, train, **likelihood, **settings).energy
 
 
 def _report_walk(data, out):

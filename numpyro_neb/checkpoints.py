@@ -18,6 +18,8 @@ from numpyro_neb.files import check_plain, check_sums, write_sums
 _FORMAT = "numpyro_neb training"
 _VERSION = 1
 _KEPT = 2
+# What stands for a plain function as objective; version 0.1.0, which knew no others, left it out.
+FUNCTION = "a function"
 
 
 class Checkpoints:
@@ -143,7 +145,7 @@ class Checkpoints:
                 f"{path} has format version {short(header['version'])}, and this numpyro_neb reads"
                 f" {_VERSION}: another numpyro_neb wrote it"
             )
-        theirs = header["arguments"]
+        theirs = {"objective": FUNCTION} | header["arguments"]
         for name, value in self.arguments.items():
             if theirs.get(name) != value:
                 raise _RefusedError(

@@ -194,6 +194,8 @@ def _both_stages(arguments, energy, key, folder, train, held_out):
     """The energy after denoising and maximum likelihood, and the held-out denoising losses."""
     schedule = optax.cosine_decay_schedule(arguments.learning_rate, arguments.steps)
     common = {"batch_size": arguments.batch}
+    # `fit` splits its own key in the same way: these are further on in the sequence.
+    key_likelihood, key_loss = jax.random.split(key, 5)[3:]
     result = neb.fit(
         energy,
         train,
@@ -210,13 +212,13 @@ def _both_stages(arguments, energy, key, folder, train, held_out):
     energy = neb.fit(
         result.energy,
         train,
-        key=jax.random.fold_in(key, 0),
+        key=key_likelihood,
         num_steps=arguments.likelihood_steps,
         objective=neb.MaximumLikelihood(num_chains=arguments.chains),
         checkpoint_dir=folder / "likelihood",
         **common,
     ).energy
-    losses = [neb.denoising_loss(energy, np.asarray(held_out), key)] if len(held_out) else []
+    losses = [neb.denoising_loss(energy, np.asarray(held_out), key_loss)] if len(held_out) else []
     return energy, losses
 
 

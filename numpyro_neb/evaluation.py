@@ -49,17 +49,18 @@ def evaluate(
     (y'_i, y_i) have one law: the pair is exchangeable, *whether or not the chain mixes*, and pairs
     are independent of one another. `p_value` is that of a kernel two-sample test of the y' against
     the y, on themselves and on their jumps, by swaps within pairs: see `two_sample.paired_test`.
-    Correlated draws of one chain never enter. The p-value is exact at any number of steps, up to
-    the integrator's bias, which `GHMC` and `MALA` do not have and which is small for `BAOAB`. What
-    the number of steps decides is the power: after too few of them y'_i is still where y_i was, and
-    a wrong energy goes unnoticed. `r_hat` and `memory` show that, and the verdict is then
-    "untested", never "right". A level at which modes are not crossed in 10,000 steps will not be
-    crossed in 100,000: it takes several noise levels to weigh such modes.
+    Correlated draws of one chain never enter. The p-value is exact at any number of steps for
+    `GHMC` and `MALA`. `BAOAB` has a small bias, and velocities of another law than N(0, I): take 20
+    steps or more. What the number of steps decides is the power: after too few of them y'_i is
+    still close to y_i, and a wrong energy goes unnoticed. `r_hat` and `memory` show that, and the
+    verdict is then "untested", never "right". A level at which modes are not crossed in 10,000
+    steps will not be crossed in 100,000: it takes several noise levels to weigh such modes.
 
     **What it is compared with.** The best linear denoiser and its Gaussian, N(mean, C + sigma^2 I),
-    with the mean and covariance of `train`, or, without it, of the other half of the held-out
-    examples than the one that it is judged on; with `train` also its kernel density,
-    `MixtureEnergy(train, sigma)`. All are judged at the same noisy points.
+    with the mean and covariance of at most 20,000 rows of `train`. Without `train` they are those
+    of half of the held-out examples, judged on the other half, without shrinkage: a weak rival if
+    there are not many more examples than coordinates. With `train` there is also its kernel
+    density, `MixtureEnergy(train, sigma)`. All are judged at the same noisy points.
 
     A right energy is not refuted by n examples; it is not proven by them either. `Evaluation` says
     what each number means; printed, it is a table with a verdict.
@@ -87,8 +88,8 @@ def evaluate(
         The evaluation.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy` at one noise level, key no random key,
-            integrator no integrator, or the examples are no floats.
+        TypeError: If `energy` is not an `AbstractEnergy` at one noise level, key is not a random
+            key, integrator is not an integrator, or the examples are not floats.
         ValueError: If the examples are of another shape, too few or not finite, a count is too
             small, or the integrator starts without a velocity.
         FloatingPointError: If phi or its gradient is not finite at noisy held-out examples.
@@ -204,11 +205,15 @@ def _check_integrator(integrator):
 
 
 def _chosen(name, data, shape, most, rng):
-    """At most so many of the examples, at random; of an array on disk no others are read."""
+    """At most so many of the examples, in random order; of an array on disk no others are read.
+
+    The first of them are a random sample too, whatever the order of the data.
+    """
     data = check_shape(name, data, shape)
-    many = len(data) > most
-    rows = np.sort(rng.choice(len(data), most, replace=False)) if many else slice(None)
-    chosen = np.asarray(data[rows])
+    rows = rng.permutation(len(data))[:most]
+    order = np.argsort(rows)
+    chosen = np.empty((len(rows), *shape), data.dtype)
+    chosen[order] = data[rows[order]]
     check_finite(name, chosen, in_jax=True)
     return chosen
 

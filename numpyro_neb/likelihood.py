@@ -16,10 +16,10 @@ from numpyro_neb.integrators import BAOAB, AbstractIntegrator, Target, WalkState
 from numpyro_neb.normalizer import annealed_log_weights
 from numpyro_neb.objectives import AbstractObjective, Batch, checked_batch, fixed_buffers
 
-# A chain is lost where it is farther outside the range of the data than so many times its width.
-_MARGIN = 2.0
-# The loss on validation data: particles and temperatures, and levels of a ConditionalEnergy.
-_ANNEALING = 100, 200
+# A chain is lost if it is farther outside the range of the data than so many times its width, and
+# so many sigma.
+_MARGIN = 2.0, 10.0
+# The levels of a ConditionalEnergy at which the loss on validation data is taken.
 _VALIDATION_LEVELS = 4
 # The share of chains started again in a step from which on a warning is due.
 _OFTEN = 0.01
@@ -45,7 +45,7 @@ class PersistentChains(NamedTuple):
 
 
 class MaximumLikelihood(AbstractObjective):
-    r"""Maximum likelihood of noisy data, by persistent chains of the walk.
+    r"""Maximum likelihood of noisy data, by persistent contrastive divergence.
 
     The gradient of -E log f(Y) by the weights is E_data grad phi(Y) - E_f grad phi(Y). The second
     mean is over `num_chains` chains that start at noisy data, keep their position and velocity, and
@@ -54,13 +54,14 @@ class MaximumLikelihood(AbstractObjective):
 
         mean phi(data) - mean phi(chains) + denoising_weight * denoising_loss / sigma^2.
 
-    Denoising alone leaves open what one mode weighs beside another: it teaches the slopes of phi,
-    and those only where the data are. Train with `denoising_loss` first and with this objective
+    Denoising alone leaves open how much one mode weighs against another: it teaches the slopes of
+    phi, and those only near the data. Train with `denoising_loss` first and with this objective
     second, and judge the result with `evaluate`. Without an `optimizer`, `fit` takes Adam on a
     cosine schedule from 2e-4 to 0 here, of gradients clipped to a norm of 5.
 
     The chains of a `ConditionalEnergy` have a noise level each, spread evenly over the logarithm of
-    its range, and the data of a step take the levels of the chains.
+    its range, and the data of a step take the levels of the chains. Give it a batch_size that is a
+    multiple of num_chains: in a smaller batch only as many chains count.
 
     What can go wrong, and how to see it. The bar, `callback` and `FitResult.metrics` have "gap",
     mean phi(data) - mean phi(chains), which is noise about 0 when all is well.
@@ -73,13 +74,15 @@ class MaximumLikelihood(AbstractObjective):
       They start again from the data, and "restarts", the share of the chains in a step, counts
       them. There is a warning if that happens often.
     - The held-out loss rises again: the training is too long. `patience` stops it.
-    - Modes many sigma apart, which the chains do not cross, keep the weights that the chains began
-      with. The gap is near 0 all the same; `evaluate` reports an R-hat far above 1.
+    - Modes many sigma apart, which the chains do not cross, keep the weights that denoising gave
+      them. The gap is near 0 all the same; `evaluate` reports an R-hat far above 1.
 
     The loss on `validation_data` is -E log f(Y) + denoising_weight * denoising_loss / sigma^2, in
     nats. log Z is estimated as `empirical_bayes.log_normalizer` does, with the same random numbers
-    each time, from 100 particles at 200 temperatures; for a `ConditionalEnergy` at each of four
-    levels. So each validation costs 20,000 or 80,000 gradients: choose `validate_every`.
+    each time; for a `ConditionalEnergy` at each of four levels. The defaults cost 20,000 gradients
+    a level: choose `validate_every`. They serve tables and small images. On exact kernel densities
+    of 8 x 8 digits log Z came out 0.1 nats low at sigma = 0.3 and 0.6 at 0.2; at 24 x 24 pixels 4
+    nats low, too far to choose a length by.
 
     Args:
         num_chains: Chains, at least 2; with `sharding` they are split over the devices like the
@@ -89,6 +92,8 @@ class MaximumLikelihood(AbstractObjective):
             get worse; 0.05 to 0.2 gave the same on digits and small tables. 0 is plain maximum
             likelihood.
         integrator: The step of the walk.
+        num_particles: Particles for log Z in the loss on validation data, at least 2.
+        num_temperatures: Temperatures for it, at least 2.
 
     Raises:
         TypeError: If integrator is not an integrator, or denoising_weight is not a number.
@@ -114,12 +119,16 @@ class MaximumLikelihood(AbstractObjective):
     num_steps: int = 20
     denoising_weight: float = 0.2
     integrator: AbstractIntegrator = BAOAB()
+    num_particles: int = 100
+    num_temperatures: int = 200
 
     metrics: ClassVar[tuple[str, ...]] = ("gap", "restarts")
 
     def __check_init__(self):
         check_count("num_chains", self.num_chains, 2)
         check_count("num_steps", self.num_steps)
+        check_count("num_particles", self.num_particles, 2)
+        check_count("num_temperatures", self.num_temperatures, 2)
         if not 0 <= check_number("denoising_weight", self.denoising_weight) < jnp.inf:
             raise ValueError(
                 f"denoising_weight must be at least 0 and finite, got {self.denoising_weight}"
@@ -141,7 +150,7 @@ class MaximumLikelihood(AbstractObjective):
         """Chains that have yet to start: the first step puts them at its noisy data."""
         shape, dtype = energy.event_shape, energy.loc.dtype
         sigma = _levels(energy, self.num_chains, jax.random.uniform(key))
-        sigma = jnp.resize(sigma, self.num_chains)
+        sigma = jnp.resize(sigma, (self.num_chains,))
         nowhere = jnp.full((self.num_chains, *shape), jnp.inf, dtype)
         start = lambda y: self.integrator.init(Target(jnp.sum), y, key)  # noqa: E731
         moving = jax.eval_shape(start, nowhere[0]).velocity is not None
@@ -165,13 +174,13 @@ class MaximumLikelihood(AbstractObjective):
         check_key(key)
         energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
         key_data, key_walk, key_fresh = jax.random.split(key, 3)
-        y, phi, anchor = _at_data(energy, x, key_data, state.sigma)
+        y, phi, anchor, weights = _at_data(energy, x, key_data, state.sigma)
         lowest = jnp.minimum(state.lowest, jnp.min(y, axis=0))
         highest = jnp.maximum(state.highest, jnp.max(y, axis=0))
         ready = state._replace(lowest=lowest, highest=highest)
         chains, seen, restarts = self._walked(_constant(energy), ready, x, key_walk, key_fresh)
         phi_chains = _over_levels(lambda energy, y: energy(y), energy, state.sigma, seen)
-        gap = jnp.mean(phi) - jnp.mean(phi_chains)
+        gap = jnp.mean(phi) - jnp.sum(weights * phi_chains)
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), chains, state)
         metrics = {"gap": gap, "restarts": restarts}
         return gap + self.denoising_weight * anchor, jax.lax.stop_gradient(after), metrics
@@ -190,9 +199,10 @@ class MaximumLikelihood(AbstractObjective):
         levels = _levels(energy, _VALIDATION_LEVELS, jnp.asarray(0.5))
 
         def at(sigma):
-            _, phi, anchor = _at_data(energy, x, key_data, sigma[None])
+            _, phi, anchor, _ = _at_data(energy, x, key_data, sigma[None])
             one = energy.unchecked_at(sigma) if isinstance(energy, ConditionalEnergy) else energy
-            log_weights = annealed_log_weights(one, key_normalizer, *_ANNEALING)
+            counts = self.num_particles, self.num_temperatures
+            log_weights = annealed_log_weights(one, key_normalizer, *counts)
             log_z = logsumexp(log_weights) - jnp.log(len(log_weights))
             return jnp.mean(phi) + log_z + self.denoising_weight * anchor
 
@@ -220,33 +230,40 @@ class MaximumLikelihood(AbstractObjective):
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
             return walked, self.integrator.observe(target, walked).position, finite
 
+        y, velocity = _fresh(x, state, key_fresh)
+        flat = state.position.reshape(self.num_chains, -1)
+        started = jnp.all(jnp.isfinite(flat), axis=1)
         keys = jax.random.split(key, self.num_chains)
-        operands = state.position, state.velocity, keys
+        choose = lambda which, one, other: jnp.where(_column(which, one), one, other)  # noqa: E731
+        start = choose(started, state.position, y)
+        pushed = None if velocity is None else choose(started, state.velocity, velocity)
+        operands = start, pushed, keys
         walked, seen, finite = _over_levels(one, energy, state.sigma, *operands)
-        margin = _MARGIN * (state.highest - state.lowest)
+        width, sigmas = state.highest - state.lowest, _column(state.sigma, seen)
+        margin = _MARGIN[0] * width + _MARGIN[1] * sigmas
         inside = (seen >= state.lowest - margin) & (seen <= state.highest + margin)
         lost = ~(finite & jnp.all(inside.reshape(self.num_chains, -1), axis=1))
-        y, velocity = _fresh(x, state, key_fresh)
-        chosen = lambda new, old: jnp.where(_beside(lost, old), new, old)  # noqa: E731
-        started = jnp.all(jnp.isfinite(state.position.reshape(self.num_chains, -1)), axis=1)
         after = state._replace(
-            position=chosen(y, walked.position),
-            velocity=None if velocity is None else chosen(velocity, walked.velocity),
+            position=choose(lost, y, walked.position),
+            velocity=None if velocity is None else choose(lost, velocity, walked.velocity),
         )
-        return after, chosen(y, seen), jnp.mean(lost & started)
+        return after, choose(lost, y, seen), jnp.mean(lost & started)
 
 
 def _at_data(energy, x, key, sigma):
-    """Noisy data y, phi(y), and the mean of norm(x - x_hat(y))^2 / sigma^2."""
+    """Noisy data y, phi(y), the mean of norm(x - x_hat(y))^2 / sigma^2, and the chains' weights."""
     key_noise, key_level = jax.random.split(key)
-    # The levels of the chains, so that what phi adds at each level cancels in the gap.
+    # The levels of the chains, each as often as its chain counts: what phi adds at a level cancels.
     order = jax.random.permutation(key_level, len(sigma))[jnp.arange(len(x)) % len(sigma)]
-    levels = _beside(sigma[order], x)
+    weights = jnp.full(len(sigma), 1 / len(sigma), sigma.dtype)
+    if isinstance(energy, ConditionalEnergy):
+        weights = jnp.bincount(order, length=len(sigma)).astype(sigma.dtype) / len(x)
+    levels = _column(sigma[order], x)
     y = x + levels * jax.random.normal(key_noise, x.shape, x.dtype)
     both = lambda energy, y: (energy(y), energy.denoise(y))  # noqa: E731
     phi, jump = _over_levels(both, energy, sigma[order], y)
     errors = jnp.sum((((x - jump) / levels) ** 2).reshape(len(x), -1), axis=1)
-    return y, phi, jnp.mean(errors)
+    return y, phi, jnp.mean(errors), weights
 
 
 def _over_levels(fn, energy, sigma, *operands):
@@ -270,13 +287,13 @@ def _fresh(x, state, key):
     """Noisy data and velocities to start chains from."""
     key_row, key_noise, key_velocity = jax.random.split(key, 3)
     rows = x[jax.random.randint(key_row, (len(state.sigma),), 0, len(x))]
-    y = rows + _beside(state.sigma, rows) * jax.random.normal(key_noise, rows.shape, rows.dtype)
+    y = rows + _column(state.sigma, rows) * jax.random.normal(key_noise, rows.shape, rows.dtype)
     if state.velocity is None:
         return y, None
     return y, jax.random.normal(key_velocity, y.shape, y.dtype)
 
 
-def _beside(values, batch):
+def _column(values, batch):
     """One value for each row of a batch, with dimensions to broadcast over the rows."""
     return values.reshape(-1, *[1] * (batch.ndim - 1))
 

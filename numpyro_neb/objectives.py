@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from numpyro_neb.checks import check_count, check_finite, check_floats, check_key, check_rows
+from numpyro_neb.devices import digest
 from numpyro_neb.energies import (
     AbstractEnergy,
     ConditionalEnergy,
@@ -29,11 +30,16 @@ class AbstractObjective(eqx.Module):
     function of an energy, a batch and a key, such as `denoising_loss`.
 
     Attributes:
-        metrics: The names of the numbers that `__call__` returns beside the loss. `fit` keeps each
+        metrics: The names of the numbers that `__call__` returns with the loss. `fit` keeps each
             for every step, and shows their means in the bar and to `callback`.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other objectives, for checkpoints."""
+        return f"{self!r} {digest(eqx.filter(self, eqx.is_array))}"
 
     @abc.abstractmethod
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:

@@ -59,7 +59,8 @@ def shares(
     margins = np.sqrt(np.outer(table.sum(1), table.sum(0)))
     table = np.divide(table, margins, out=np.zeros_like(table), where=margins > 0)
     return {
-        "memory": float(np.linalg.svd(table, compute_uv=False)[1]),
+        # The first singular value, 1, is that of the constants; one prototype has no other.
+        "memory": float(np.append(np.linalg.svd(table, compute_uv=False), 0)[1]),
         "data_shares": before.mean(0),
         "walk_shares": after.mean(0),
         "share_errors": moved.std(0, ddof=1) / np.sqrt(n),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpyro.util import find_stack_level
 from tqdm.auto import tqdm
 
-from numpyro_neb.checkpoints import Checkpoints, describe
+from numpyro_neb.checkpoints import FUNCTION, Checkpoints, describe
 from numpyro_neb.checks import (
     check_count,
     check_function,
@@ -123,8 +123,8 @@ def fit(
             steps, with this decay, 0.999 say; at step t at most (1 + t) / (10 + t), so that it
             forgets where it began.
         checkpoint_dir: A folder for checkpoints, by orbax. A run of the same call goes on from the
-            newest; of another, a ValueError says what differs. The data, the optimiser and the
-            objective are not compared: give the same.
+            newest; of another, a ValueError says what differs. The data, the optimiser and plain
+            functions as objectives are not compared: give the same.
         checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints. The last two
             are kept, and one is written at the end.
         sharding: That of the minibatch, along its first axis, as in
@@ -183,19 +183,18 @@ def fit(
         validation_data = checked_array("validation_data", validation_data, energy.event_shape)
     objective, optimizer = _checked_functions(objective, optimizer, callback, num_steps)
     validate_every = validate_every or max(1, num_steps // 20)
-    key_steps, key_validation = jax.random.split(key)
+    key_steps, key_validation, key_objective = jax.random.split(key, 3)
 
     params, rest = eqx.partition(energy, trainable(energy))
     arrays, static = eqx.partition(rest, eqx.is_array)
     step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
     wanted = ema_decay is not None, patience is not None
-    kept = objective.init(energy, jax.random.fold_in(key, 0))
+    kept = jax.tree.map(jnp.copy, objective.init(energy, key_objective))
     state = _first_state(params, optimizer, num_steps, wanted, kept, objective.metrics)
     named = {"num_steps": num_steps, "data": source.description, "ema_decay": ema_decay}
     named |= counts | {"key": _key_bits(key), "energy": describe(params)}
     named["sigma, loc, scale or frozen array"] = digest(arrays)
-    if not isinstance(objective, _Function):
-        named["objective"] = repr(objective)
+    named["objective"] = objective.identity
     devices.check_agreement(named | {"parameters": digest(params), "values in data": source.digest})
     training = _Training(devices.replicated(state), devices)
     training.callback, training.patience = callback, patience
@@ -220,6 +219,10 @@ class _Function(AbstractObjective):
     """A plain function as an objective without a state."""
 
     function: Callable
+
+    @property
+    def identity(self):
+        return FUNCTION
 
     def optimizer(self, num_steps):
         return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
@@ -256,8 +259,8 @@ def _first_state(params, optimizer, num_steps, wanted, kept, metrics):
     copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
     per_step = lambda: jnp.full(num_steps, jnp.nan)  # noqa: E731
     numbers = {name: per_step() for name in metrics}
-    averages = map(copied, wanted)
-    return _State(copied(), optimizer.init(params), per_step(), *averages, kept, numbers)
+    average, best = map(copied, wanted)
+    return _State(copied(), optimizer.init(params), per_step(), average, best, kept, numbers)
 
 
 class _Training:
@@ -365,7 +368,7 @@ class _Training:
             return
         metrics = self.state.metrics.items()
         means = {k: float(np.mean(np.asarray(v)[since : self.done])) for k, v in metrics}
-        self._warn(means)
+        self._warn()
         shown = {"loss": float(recent.mean())} | means
         held_out = {"held-out": self.validation[-1][1]} if self.validation else {}
         texts = {name: f"{value:.4g}" for name, value in (shown | held_out).items()}
@@ -375,9 +378,13 @@ class _Training:
             validation = {"validation_loss": self.validation[-1][1]} if validated else {}
             self.callback(self.done, shown | validation)
 
-    def _warn(self, means):
-        """Warns of what the objective sees, once."""
-        text = None if self.warning is None else self.warning(means)
+    def _warn(self):
+        """Warns of what the objective sees over a hundred steps, once."""
+        if self.warning is None or self.done < min(_REPORT_EVERY, len(self.state.losses)):
+            return
+        recent = slice(max(0, self.done - _REPORT_EVERY), self.done)
+        metrics = self.state.metrics.items()
+        text = self.warning({k: float(np.mean(np.asarray(v)[recent])) for k, v in metrics})
         if text is not None:
             self.warning = None
             if self.devices.speaks:
@@ -431,6 +438,22 @@ def _checked_functions(objective, optimizer, callback, num_steps):
     return objective, optimizer
 
 
+def _check_kept(objective, before, after, metrics):
+    """Raises a ValueError unless a step's state and metrics are what the objective promises."""
+    shape = lambda x: (jnp.shape(x), getattr(x, "dtype", type(x)))  # noqa: E731
+    one, other = (jax.tree.map(shape, state) for state in (before, after))
+    if jax.tree.structure(before) != jax.tree.structure(after) or one != other:
+        raise ValueError(
+            "objective must return a state of the structure, shapes and dtypes that its init"
+            f" returned, {one}, got {other}"
+        )
+    if set(metrics) != set(objective.metrics):
+        raise ValueError(
+            f"objective must return the metrics that it names, {sorted(objective.metrics)},"
+            f" got {sorted(metrics)}"
+        )
+
+
 def _key_bits(key):
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(key) if typed else key).tolist()
@@ -441,9 +464,10 @@ def _compiled(optimizer, objective, static, pick, ema_decay, devices):
 
     def loss_of(params, arrays, batch, key, kept):
         energy = eqx.combine(params, arrays, static)
-        loss, kept, metrics = objective(energy, batch, key, kept)
+        loss, new, metrics = objective(energy, batch, key, kept)
         check_result("objective", loss, ())
-        return loss, (kept, metrics)
+        _check_kept(objective, kept, new, metrics)
+        return loss, (new, jax.tree.map(jnp.asarray, metrics))
 
     def step(state, arrays, batch, key, i):
         key_batch, key_noise = step_keys(key, i)

@@ -27,7 +27,8 @@ class Evaluation:
         p_value: Of the two-sample test of the y' against the y, exact for any number of steps.
         auc: How well a kernel classifier tells the y' from the y: right 0.5, and 1 at worst.
         memory: The largest correlation between where a chain began and where it ended, among
-            functions of the nearest prototype: 0 where it forgot, 1 where it never left.
+            functions of the nearest prototype: 1 if no chain ever left, about
+            2 sqrt((k - 1) / n) by chance, for k prototypes, if all forgot.
         r_hat: The largest split R-hat over the coordinates of y, chains that began at the data.
         r_hat_phi: That of phi.
         effective_draws: The least over the coordinates, of the second half of the chains recorded,
@@ -133,20 +134,25 @@ class Evaluation:
         return -self.log_likelihood / (prod(self.event_shape) * np.log(2))
 
     @property
+    def mixed(self) -> bool:
+        """Whether the chains forgot where they began: memory at most 0.5 and r_hat at most 1.5."""
+        return bool(self.memory <= 0.5 and self.r_hat <= 1.5)
+
+    @property
     def outcome(self) -> Literal["right", "doubtful", "untested", "wrong"]:
         """The verdict in a word.
 
         "wrong": a chain diverges, p_value < 0.01, the sds of y are off by 5% and 5 standard errors,
         or the Gaussian or the kernel density denoises better, by 5% and 4 standard errors, or is
-        the better density, by 0.1 nats and 4 standard errors. Else "untested" where the chains do not forget
-        where they began, memory > 0.5 or r_hat > 1.5. Else "doubtful" where p_value < 0.05, and
-        "right", as far as n examples can tell.
+        the better density, by 0.1 nats and 4 standard errors. Else "untested" if the chains do not
+        forget where they began, memory > 0.5 or r_hat > 1.5, or took too few steps to tell. Else
+        "doubtful" if p_value < 0.05, and "right", as far as n examples can tell.
         """
         width = abs(np.log(self.sd_ratio)) if self.sd_ratio > 0 else 0
         off = width > max(0.05, 5 * self.sd_ratio_error / max(self.sd_ratio, 1e-30))
         if self.num_diverging or self.p_value < 0.01 or off or _beaten(self):
             return "wrong"
-        if self.memory > 0.5 or self.r_hat > 1.5:
+        if not self.mixed:
             return "untested"
         return "doubtful" if self.p_value < 0.05 else "right"
 
@@ -170,7 +176,7 @@ class Evaluation:
             sentences += _how(self)
         if self.outcome == "untested":
             sentences = [f"{opening} {_stuck(self)}"]
-        elif self.memory > 0.5 or self.r_hat > 1.5:
+        elif not self.mixed:
             sentences.append(f"Besides, in {self.num_steps:,} steps {_stuck(self)}")
         return ". ".join(sentences) + "."
 

@@ -101,13 +101,14 @@ def test_the_loss_is_the_gap_and_the_anchor():
 
 def test_chains_begin_at_noisy_data_and_move():
     data = np.array([[-40.0, 40.0], [40.0, -40.0]], np.float32)  # 226 sigma apart
-    key = {"key": jax.random.key(3), "num_steps": 1}
-    first = fit(data=data, objective=LIKELIHOOD, **key).objective_state
+    slow = neb.MaximumLikelihood(16, 1, integrator=neb.integrators.BAOAB(step_size=1e-3))
+    settings = {"key": jax.random.key(3), "data": data, "objective": slow}
+    first = fit(**settings, num_steps=1).objective_state
     nearest = np.min(np.linalg.norm(first.position[:, None] - data, axis=2), axis=1)
     assert np.all(nearest < 5 * 0.5 * np.sqrt(2))
     assert np.all(np.std(first.position - np.sign(first.position) * 40, axis=0) > 0.2)
     assert 0.5 < np.std(first.velocity) < 1.5
-    later = fit(data=data, objective=LIKELIHOOD, **(key | {"num_steps": 2})).objective_state
+    later = fit(**settings, num_steps=2).objective_state
     assert np.all(np.any(later.position != first.position, axis=1))
 
 
@@ -124,9 +125,24 @@ def test_goes_on_bit_for_bit_after_a_stop(tmp_path):
     for name, values in whole.metrics.items():
         np.testing.assert_array_equal(result.metrics[name], values)
     jax.tree.map(np.testing.assert_array_equal, result.objective_state, whole.objective_state)
-    other = neb.MaximumLikelihood(**SMALL, denoising_weight=0.1)
-    with pytest.raises(ValueError, match="holds a training with another objective"):
-        fit(**(settings | {"objective": other}), **kept)
+    for other in (neb.MaximumLikelihood(**SMALL, denoising_weight=0.1), neb.denoising_loss):
+        with pytest.raises(ValueError, match="holds a training with another objective"):
+            fit(**(settings | {"objective": other}), **kept)
+
+
+def test_checkpoints_tell_objectives_by_their_arrays():
+    steps = [neb.integrators.BAOAB(step_size=jnp.asarray(h)) for h in (0.5, 0.9)]
+    one, other = (neb.MaximumLikelihood(**SMALL, integrator=step).identity for step in steps)
+    assert one != other
+
+
+def test_under_debug_nans():
+    with jax.debug_nans(True):
+        objective = neb.MaximumLikelihood(**SMALL)
+        start = energy()
+        chains = objective.init(start, jax.random.key(0))
+        loss, *_ = objective(start, jnp.asarray(DATA), jax.random.key(1), chains)
+    assert np.isfinite(loss)
 
 
 class Seen(neb.MaximumLikelihood):
@@ -211,10 +227,11 @@ class Levels(eqx.Module):
 def test_a_conditional_energy_has_chains_at_all_levels():
     """What phi adds at a level cancels: data and chains are at the same levels."""
     levels = neb.ConditionalEnergy(Levels(jnp.array(3.0)), (2,), (0.1, 2.0))
-    objective = neb.MaximumLikelihood(num_chains=32, num_steps=2, denoising_weight=0.0)
-    result = fit(levels, objective=objective, num_steps=3, optimizer=optax.sgd(0.0))
-    # phi is 3^2 2 / (2 sigma^2) at most 900, a rounding error of float32.
-    np.testing.assert_allclose(result.metrics["gap"], 0, atol=900 * 1e-6)
+    for num_chains in (48, 20, 32):  # more than the batch has, fewer, and as many
+        objective = neb.MaximumLikelihood(num_chains, 1, denoising_weight=0.0)
+        result = fit(levels, objective=objective, num_steps=2, optimizer=optax.sgd(0.0))
+        # phi is 3^2 2 / (2 sigma^2) at most 900, a rounding error of float32.
+        np.testing.assert_allclose(result.metrics["gap"], 0, atol=900 * 1e-6)
     logs = np.sort(np.log(result.objective_state.sigma))
     np.testing.assert_allclose(np.diff(logs), np.log(20) / 32, rtol=1e-4)
     trained = fit(conditional(), objective=LIKELIHOOD, validation_data=DATA[:20])
@@ -245,12 +262,13 @@ def test_an_objective_of_its_own_state():
 
     class Counting(neb.objectives.AbstractObjective):
         metrics = ("count",)
+        start: jax.Array = eqx.field(default_factory=lambda: jnp.zeros(()))
 
         def optimizer(self, num_steps):
             return optax.sgd(0.0)
 
         def init(self, energy, key):
-            return jnp.zeros(())
+            return self.start
 
         def __call__(self, energy, x, key, state):
             return neb.denoising_loss(energy, x, key), state + 1, {"count": state}
@@ -258,12 +276,28 @@ def test_an_objective_of_its_own_state():
         def validation_loss(self, energy, x, key, state):
             return state
 
-    result = fit(objective=Counting(), num_steps=7, validation_data=DATA[:5], validate_every=3)
+    counting = Counting()
+    settings = {"num_steps": 7, "validation_data": DATA[:5], "validate_every": 3}
+    for _ in range(2):  # what init returns is copied, not given away
+        result = fit(objective=counting, **settings)
     np.testing.assert_array_equal(result.metrics["count"], np.arange(7))
     np.testing.assert_array_equal(result.validation_losses, [3, 6, 7])
     assert result.objective_state == 7
-    with pytest.raises(TypeError, match=r"objective must be an object, as in Counting\(\)"):
-        fit(objective=Counting)
+
+    class Growing(Counting):
+        def __call__(self, energy, x, key, state):
+            return neb.denoising_loss(energy, x, key), jnp.append(state, 0.0), {"count": 0.0}
+
+    class Misnamed(Counting):
+        def __call__(self, energy, x, key, state):
+            return neb.denoising_loss(energy, x, key), state, {"number": 0.0}
+
+    with pytest.raises(ValueError, match="objective must return a state of the structure, shapes"):
+        fit(objective=Growing())
+    with pytest.raises(
+        ValueError, match=r"the metrics that it names, \['count'\], got \['number'\]"
+    ):
+        fit(objective=Misnamed())
     assert fit(num_steps=2).metrics == {}
     assert energy().event_shape == (2,)
 

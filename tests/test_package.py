@@ -18,6 +18,7 @@ ARROWS = {
     "networks": {"flax_modules"},
     "flax_modules": {"activations", "energies"},
     "likelihood": {"energies", "integrators", "normalizer", "objectives"},
+    "objectives": {"devices", "energies"},
     "training": {"energies", "objectives", "checkpoints", "devices", "minibatches"},
     "files": set(),
     "checkpoints": {"devices", "files"},
