@@ -64,11 +64,15 @@ dist:
 
 # PyTorch and BlackJAX, the peers, come with the extra bench.
 benchmarks: $(VENV)/bench
+	$(RUN) -m benchmarks.truth
 	$(RUN) -m benchmarks.training
+	$(RUN) -m benchmarks.training likelihood
 	$(RUN) -m benchmarks.energies
 	$(RUN) -m benchmarks.walk
 	$(RUN) -m benchmarks.normal_means
 	$(RUN) -m benchmarks.sure
+	$(RUN) -m benchmarks.sigma
+	$(RUN) -m benchmarks.learned_prior
 	$(RUN) -m benchmarks.mixtures
 	$(RUN) -m benchmarks.posterior_components
 	$(RUN) -m benchmarks.memories

@@ -361,6 +361,7 @@ def _shares(found, ax):
     ax.bar(places + 0.2, found.walk_shares, 0.4, yerr=2 * found.share_errors, **style)
     ax.set_ylabel("share of the jumps")
     ax.margins(y=0.3)  # room for the legend
+    ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
     if len(found.event_shape) != 2:
         ax.set_xticks(places)
