@@ -64,6 +64,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._last_time = time.monotonic()
 
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, if there is one."""
+        return self._manager.latest_step()
+
     def due(self, done: int) -> bool:
         """Whether a checkpoint is to be written after so many steps."""
         if isinstance(self.every, int):

@@ -125,7 +125,7 @@ def evaluate(
     if train is not None:
         train = _chosen("train", train, shape, max(1, _MOST_NUMBERS // prod(shape)), rng)
     key_noise, key_z, key_walk, key_draws = jax.random.split(key, 4)
-    notes: list[str] = []
+    notes = [] if train is None else _seen_before(x, train)
     look = Look(min(chunk_size, len(x)), progress_bar)  # one compiled shape for all
     noisy = _noisy(energy, x, key_noise)
     data = look(energy, noisy)
@@ -216,6 +216,17 @@ def _chosen(name, data, shape, most, rng):
     chosen[order] = data[rows[order]]
     check_finite(name, chosen, in_jax=True)
     return chosen
+
+
+def _seen_before(x, train):
+    """A note on the held-out examples that are in train as well, if any are."""
+    known = {row.tobytes() for row in train.astype(x.dtype)}
+    shared = sum(row.tobytes() in known for row in x)
+    text = (
+        f"{shared} of the {len(x)} held-out examples are in train as well, so that the kernel"
+        " density knows them: give examples that the energy has not seen"
+    )
+    return [text] if shared else []
 
 
 def _noisy(energy, x, key):

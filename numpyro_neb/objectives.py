@@ -85,6 +85,31 @@ class AbstractObjective(eqx.Module):
         return None
 
 
+def check_step(
+    objective: AbstractObjective, before: PyTree, after: PyTree, metrics: dict[str, Any]
+) -> None:
+    """Raises a ValueError unless a step's state and metrics are those that the objective promises.
+
+    Args:
+        objective: The objective.
+        before: The state before the step.
+        after: The state after it.
+        metrics: Its metrics.
+    """
+    shape = lambda x: (jnp.shape(x), getattr(x, "dtype", type(x)))  # noqa: E731
+    one, other = (jax.tree.map(shape, state) for state in (before, after))
+    if jax.tree.structure(before) != jax.tree.structure(after) or one != other:
+        raise ValueError(
+            "objective must return a state of the structure, shapes and dtypes that its init"
+            f" returned, {one}, got {other}"
+        )
+    if set(metrics) != set(objective.metrics):
+        raise ValueError(
+            f"objective must return the metrics that it names, {sorted(objective.metrics)},"
+            f" got {sorted(metrics)}"
+        )
+
+
 def denoising_loss(
     energy: AbstractEnergy | ConditionalEnergy, x: Batch, key: PRNGKeyArray
 ) -> Float[Array, ""]:

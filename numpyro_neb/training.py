@@ -29,8 +29,9 @@ from numpyro_neb.checks import (
 )
 from numpyro_neb.devices import Devices, devices_of, digest
 from numpyro_neb.energies import AbstractEnergy, ConditionalEnergy, check_energy, trainable
+from numpyro_neb.interrupts import held_interrupts
 from numpyro_neb.minibatches import checked_array, minibatches_of, step_keys
-from numpyro_neb.objectives import AbstractObjective, denoising_loss
+from numpyro_neb.objectives import AbstractObjective, check_step, denoising_loss
 
 Energy = AbstractEnergy | ConditionalEnergy
 Objective = (
@@ -62,6 +63,15 @@ class FitResult(NamedTuple):
     validation_losses: np.ndarray
     metrics: dict[str, np.ndarray]
     objective_state: Any
+
+    def __repr__(self) -> str:
+        last = slice(-max(1, len(self.losses) // 10), None)
+        parts = [f"loss {self.losses[0]:.4g} -> {self.losses[last].mean():.4g}"]
+        parts += [f"{name} {values[last].mean():.4g}" for name, values in self.metrics.items()]
+        if len(self.validation_losses):
+            parts.append(f"validation loss {self.validation_losses[-1]:.4g}")
+        shown = f"{type(self.energy).__name__}, {len(self.losses):,} steps: {', '.join(parts)}"
+        return f"FitResult({shown}; means of the last tenth)"
 
 
 def fit(
@@ -125,8 +135,8 @@ def fit(
         checkpoint_dir: A folder for checkpoints, by orbax. A run of the same call goes on from the
             newest; of another, a ValueError says what differs. The data, the optimiser and plain
             functions as objectives are not compared: give the same.
-        checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints. The last two
-            are kept, and one is written at the end.
+        checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints; 5 minutes by
+            default. The last two are kept, and one is written at the end, and after Ctrl-C.
         sharding: That of the minibatch, along its first axis, as in
             `NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch"))`; parameters,
             optimiser and an array in memory have a copy on each device. By default all is on the
@@ -299,12 +309,13 @@ class _Training:
         """Takes the steps that are left, or as many as patience allows."""
         hidden = not (progress_bar and self.devices.speaks)
         settings = {"total": num_steps, "initial": self.done, "disable": hidden}
-        with tqdm(desc="fit", unit="step", **settings) as bar:
+        with tqdm(desc="fit", unit="step", **settings) as bar, held_interrupts() as check_interrupt:
             try:
                 while self.done < num_steps and not self.stopped:
                     self.state = advance(self.state, self.done)
                     self.done += 1
                     self._after_step(bar, self.done == num_steps)
+                    check_interrupt()
             except KeyboardInterrupt:
                 text = self._interrupted(num_steps)
                 if self.devices.speaks:
@@ -408,8 +419,10 @@ class _Training:
         alone = not self.devices.several_processes
         if alone and not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
             self._save(self.checkpoints)
+        if (latest := self.checkpoints.latest) is None:
+            return f"{text}; no checkpoint was written yet: the same call begins again."
         return f"{text}; the same call goes on from the newest checkpoint in" + (
-            f" {self.checkpoints.folder}."
+            f" {self.checkpoints.folder}, of step {latest:,}."
         )
 
 
@@ -438,22 +451,6 @@ def _checked_functions(objective, optimizer, callback, num_steps):
     return objective, optimizer
 
 
-def _check_kept(objective, before, after, metrics):
-    """Raises a ValueError unless a step's state and metrics are what the objective promises."""
-    shape = lambda x: (jnp.shape(x), getattr(x, "dtype", type(x)))  # noqa: E731
-    one, other = (jax.tree.map(shape, state) for state in (before, after))
-    if jax.tree.structure(before) != jax.tree.structure(after) or one != other:
-        raise ValueError(
-            "objective must return a state of the structure, shapes and dtypes that its init"
-            f" returned, {one}, got {other}"
-        )
-    if set(metrics) != set(objective.metrics):
-        raise ValueError(
-            f"objective must return the metrics that it names, {sorted(objective.metrics)},"
-            f" got {sorted(metrics)}"
-        )
-
-
 def _key_bits(key):
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(key) if typed else key).tolist()
@@ -466,7 +463,7 @@ def _compiled(optimizer, objective, static, pick, ema_decay, devices):
         energy = eqx.combine(params, arrays, static)
         loss, new, metrics = objective(energy, batch, key, kept)
         check_result("objective", loss, ())
-        _check_kept(objective, kept, new, metrics)
+        check_step(objective, kept, new, metrics)
         return loss, (new, jax.tree.map(jnp.asarray, metrics))
 
     def step(state, arrays, batch, key, i):

@@ -162,7 +162,9 @@ class Evaluation:
         told = f"p = {self.p_value:.2g}, AUC {self.auc:.2f}"
         opening = {
             "right": f"RIGHT, as far as {self.num_pairs:,} held-out examples can tell: the walk's y"
-            f" cannot be told from noisy data ({told})",
+            f" cannot be told from noisy data ({told})"
+            + ". So few see only large errors"
+            * (self.num_pairs < 100),
             "doubtful": f"DOUBTFUL: a right energy gives such a p-value one time in"
             f" {round(1 / max(np.nan_to_num(self.p_value), 0.01))} ({told}). Try another key, or"
             " more data",
@@ -174,6 +176,10 @@ class Evaluation:
             sentences = [f"WRONG: the walk's y can be told from noisy data ({told})"]
         if self.outcome in ("wrong", "doubtful"):
             sentences += _how(self)
+            sentences += [_TO_DO] * (self.p_value < 0.05)
+        if self.outcome == "right" and (asides := list(_asides(self))):
+            listed = ", ".join(asides)
+            sentences.append(f"Off by 3 standard errors or more, which does not decide: {listed}")
         if self.outcome == "untested":
             sentences = [f"{opening} {_stuck(self)}"]
         elif not self.mixed:
@@ -206,6 +212,28 @@ def _denser(baseline):
     return baseline.log_likelihood_gain < -max(4 * baseline.log_likelihood_gain_error, 0.1)
 
 
+_TO_DO = (
+    "To do: a second stage of training, objective=MaximumLikelihood(), if there was none. And see"
+    " that the held-out examples are a random part of the same data: files are often sorted"
+)
+
+
+def _asides(e):
+    """What is off though the walk passes."""
+    if abs(e.sd_ratio - 1) > 3 * e.sd_ratio_error:
+        yield f"sds of y {e.sd_ratio:.2f} times the data's"
+    if abs(e.phi_difference) > 3 * e.phi_difference_error:
+        yield f"mean phi {e.phi_difference:+.2g} nats"
+    if abs(e.stein_data - 1) > 3 * e.stein_data_error:
+        yield f"Stein ratio of the data {e.stein_data:.2f}"
+
+
+def _place(e, i):
+    """Which prototype, and where it is if that is few numbers."""
+    place = np.ravel(e.prototypes[i])
+    return f"prototype {i}" + f", near {np.round(place, 2).tolist()}," * (len(place) <= 3)
+
+
 def _stuck(e):
     return (
         f"the chains do not get from mode to mode (R-hat {e.r_hat:.2f}, memory {e.memory:.2f}), so"
@@ -229,7 +257,7 @@ def _how(e):
         if more[i] - less[i] > 3 * e.share_errors[i]:
             times = f"{more[i] / less[i]:.1f} times too {word}" if less[i] > 0 else f"too {word}"
             pair = f"{e.walk_shares[i]:.1%} of its jumps, {e.data_shares[i]:.1%} of the data's"
-            yield f"The walk visits prototype {i} {times} ({pair})"
+            yield f"The walk visits {_place(e, i)} {times} ({pair})"
     if abs(e.sd_ratio - 1) > max(0.02, 3 * e.sd_ratio_error):
         word = "narrower" if e.sd_ratio < 1 else "wider"
         yield f"The walk is {abs(e.sd_ratio - 1):.0%} {word} than the data (sds of y by coordinate)"
@@ -263,7 +291,8 @@ def _rows(e):
     yield "AUC of a kernel classifier", f"{e.auc:.3f}", "0.5"
     chance = f"about {e.total_variation_by_chance:.3f}, by chance"
     value = _with(e.total_variation, e.total_variation_error)
-    yield f"shares of {len(e.data_shares)} prototypes: total variation", value, chance
+    prototypes = f"{len(e.data_shares)} prototypes (k-means)"
+    yield f"shares of {prototypes}: total variation", value, chance
     yield "sds of y, walk / data", _with(e.sd_ratio, e.sd_ratio_error), "1"
     yield "  by coordinate", f"{e.sd_ratios.min():.2f} to {e.sd_ratios.max():.2f}", "about 1"
     typical = np.sqrt(2 * np.log(2 * d)) if d > 1 else 1.0
@@ -278,9 +307,10 @@ def _rows(e):
     yield "effective draws of y, of phi", draws, "many"
     yield "Stein ratio of the walk", _with(e.stein_walk, e.stein_walk_error), "1"
     if e.kinetic_temperature is not None:
-        yield "kinetic temperature", f"{e.kinetic_temperature:.3f}", "1, or down to 1 - h^2/4"
+        temperature = f"{e.kinetic_temperature:.3f}"
+        yield "kinetic temperature", temperature, "1; 0.75 to 1 for BAOAB at its default step"
     yield "THE ENERGY at noisy data", "", ""
-    yield "denoising loss", _with(e.denoising_loss, e.denoising_loss_error), "the lowest"
+    yield "denoising loss", _with(e.denoising_loss, e.denoising_loss_error), "below the next rows"
     yield "  of no denoising, sigma^2 d", f"{e.noise_loss:.4g}", ""
     names = (("the best linear denoiser", "a Gaussian"), ("the kernel density",) * 2)
     pairs = list(zip((e.gaussian, e.kernel_density), names, strict=True))
@@ -288,12 +318,12 @@ def _rows(e):
         if baseline is not None:
             yield f"  of {name}", f"{baseline.denoising_loss:.4g}", ""
     value = _with(e.log_likelihood, e.log_likelihood_error)
-    note = f"the highest; -+ {e.sampling_error:.2g} from example to example"
+    note = f"above the next rows; -+ is that of log Z, and {e.sampling_error:.2g} over the examples"
     yield "log-likelihood, log f(y) (nats)", value, note
     for baseline, (_, name) in pairs:
         if baseline is not None:
             yield f"  of {name}", f"{baseline.log_likelihood:.4g}", ""
-    yield "  bits per dimension", f"{e.bits_per_dimension:.4f}", "the lowest"
+    yield "  bits per dimension", f"{e.bits_per_dimension:.4f}", "low"
     yield "Stein ratio of the data", _with(e.stein_data, e.stein_data_error), "1"
     yield "negative posterior variances", f"{e.negative_variances:.1%}", "0%"
     if e.marginals is not None:

@@ -3,6 +3,8 @@
 import gc
 import hashlib
 import json
+import os
+import signal
 from datetime import timedelta
 
 import jax
@@ -166,9 +168,32 @@ def test_control_c_says_how_to_go_on(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         fit(**settings, checkpoint_dir=tmp_path)
     said = capsys.readouterr().err
-    assert f"the same call goes on from the newest checkpoint in {tmp_path}." in said
+    assert f"the same call goes on from the newest checkpoint in {tmp_path}, of step 100." in said
     assert {path.name for path in tmp_path.iterdir()} == {"100"}
     same(fit(num_steps=150, checkpoint_dir=tmp_path), fit(num_steps=150))
+
+
+def test_control_c_in_the_middle_of_a_step(tmp_path, capsys):
+    """The step ends, and its state is kept; without any checkpoint the message says so."""
+    sent = []
+
+    def interrupt():
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+
+    def objective(energy, x, key):
+        jax.debug.callback(interrupt)
+        return neb.denoising_loss(energy, x, key)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(objective=objective, checkpoint_dir=tmp_path / "run")
+    (kept,) = (tmp_path / "run").iterdir()
+    assert (
+        f"the newest checkpoint in {tmp_path / 'run'}, of step {kept.name}."
+        in capsys.readouterr().err
+    )
+    same(fit(objective=objective, checkpoint_dir=tmp_path / "run"), fit())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ def test_demo(tmp_path):
     assert result.returncode == 0, result.stderr
     printed = result.stdout
     assert "Warning" not in result.stderr
-    rows = "raw noise|the mean digit|kernel density|learned energy"
-    losses = dict(re.findall(rf"^  ({rows}).* ([\d.]+)$", printed, re.MULTILINE))
-    assert float(losses["learned energy"]) <= 1.0
-    assert float(losses["learned energy"]) < float(losses["kernel density"])
-    assert float(losses["kernel density"]) < float(losses["the mean digit"])
-    assert float(losses["the mean digit"]) < float(losses["raw noise"])
+    rows = "denoising loss|of no denoising, sigma\\^2 d|of the best linear denoiser"
+    rows += "|of the kernel density(?= +[^-\\s])"  # not that of its log-likelihood
+    losses = [float(x) for x in re.findall(rf"^ *(?:{rows}) +([\d.]+)", printed, re.MULTILINE)]
+    energy, noise, linear, kernel_density = losses
+    assert energy <= 1.0
+    assert energy < kernel_density < linear < noise
+    assert "WRONG" not in printed
     assert "min 0.021, median 0.192" in printed
     for name in ("jumps", "walk"):
         assert float(re.search(rf"the {name}: R-hat at most ([\d.]+)", printed)[1]) <= 1.05
@@ -42,7 +43,7 @@ def test_demo(tmp_path):
     summary = pd.read_csv(out / "summary.csv", index_col=0)
     assert len(summary) == 128
     assert summary["r_hat"].astype(float).max() <= 1.05
-    for name in ("denoising.png", "walk_jump.png", "trace.png"):
+    for name in ("denoising.png", "walk_jump.png", "trace.png", "evaluation.png"):
         assert imread(out / name).std() > 0.05
 
 

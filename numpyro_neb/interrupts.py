@@ -1,0 +1,41 @@
+"""Ctrl-C between two steps of a long job, not in the middle of one."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def held_interrupts() -> Iterator[Callable[[], None]]:
+    """Holds a Ctrl-C back; the function that it gives raises the KeyboardInterrupt of one.
+
+    A second Ctrl-C is not held back. In threads, and under handlers of others, nothing is held.
+
+    Example:
+        >>> from numpyro_neb.interrupts import held_interrupts
+        >>> with held_interrupts() as check:
+        ...     for step in range(3):
+        ...         check()  # between two steps
+    """
+    came = []
+
+    def hold(signum, frame):
+        del signum, frame
+        if came:
+            raise KeyboardInterrupt
+        came.append(True)
+
+    def check():
+        if came:
+            raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
