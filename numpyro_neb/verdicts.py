@@ -220,11 +220,11 @@ _TO_DO = (
 
 def _asides(e):
     """What is off though the walk passes."""
-    if abs(e.sd_ratio - 1) > 3 * e.sd_ratio_error:
+    if abs(e.sd_ratio - 1) > max(0.02, 3 * e.sd_ratio_error):
         yield f"sds of y {e.sd_ratio:.2f} times the data's"
     if abs(e.phi_difference) > 3 * e.phi_difference_error:
         yield f"mean phi {e.phi_difference:+.2g} nats"
-    if abs(e.stein_data - 1) > 3 * e.stein_data_error:
+    if abs(e.stein_data - 1) > max(0.05, 3 * e.stein_data_error):
         yield f"Stein ratio of the data {e.stein_data:.2f}"
 
 
@@ -318,7 +318,7 @@ def _rows(e):
         if baseline is not None:
             yield f"  of {name}", f"{baseline.denoising_loss:.4g}", ""
     value = _with(e.log_likelihood, e.log_likelihood_error)
-    note = f"above the next rows; -+ is that of log Z, and {e.sampling_error:.2g} over the examples"
+    note = f"above the next rows; over the examples -+ {e.sampling_error:.2g}"
     yield "log-likelihood, log f(y) (nats)", value, note
     for baseline, (_, name) in pairs:
         if baseline is not None:
