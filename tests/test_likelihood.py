@@ -312,12 +312,13 @@ def modes(distance):
 
 
 @pytest.mark.slow
+@pytest.mark.statistical
 def test_the_weights_of_modes_that_the_chains_cross():
     """Denoising misses a weight of .2 by more than .03; maximum likelihood does not."""
     x, sigma = modes(3.5)
-    network = neb.networks.MLP((2,), width_size=64, depth=2, key=jax.random.key(0))
+    network = neb.networks.MLP((2,), width_size=32, depth=2, key=jax.random.key(0))
     start = neb.ResidualEnergy(network, sigma, (2,), loc=x.mean(0), scale=x.std(0))
-    denoised = fit(start, x, num_steps=1000, batch_size=128).energy
+    denoised = fit(start, x, num_steps=300, batch_size=128).energy
     right = fit(
         denoised, x, num_steps=1000, batch_size=128, objective=neb.MaximumLikelihood()
     ).energy

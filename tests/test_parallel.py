@@ -190,7 +190,7 @@ def train(rank, port, folder):
         print(error)
     for name, result in results.items():
         neb.save(folder / f"{name}{rank}", result.energy)
-        np.savez(folder / f"{name}{rank}.npz", *result[1:])
+        np.savez(folder / f"{name}{rank}.npz", *result[1:4])
 
 
 @dataclasses.dataclass
@@ -277,7 +277,7 @@ def test_two_processes_train_as_one_device(tmp_path, on_one_device):
         files = [np.load(tmp_path / f"{name}{rank}.npz") for rank in (0, 1)]
         energies = [neb.load(tmp_path / f"{name}{rank}") for rank in (0, 1)]
         results = [
-            neb.FitResult(energy, *file.values())
+            neb.FitResult(energy, *file.values(), {}, None)
             for energy, file in zip(energies, files, strict=True)
         ]
         same(*results)
