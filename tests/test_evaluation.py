@@ -101,7 +101,10 @@ def test_wrong_weights_are_called_wrong_and_named(wrong):
     second = 1 - first
     assert wrong.walk_shares[second] > 2 * wrong.data_shares[second]
     times = wrong.walk_shares[second] / wrong.data_shares[second]
-    assert f"The walk visits prototype {second} {times:.1f} times too often" in wrong.verdict
+    near = np.round(wrong.prototypes[second], 2).tolist()
+    named = f"prototype {second}, near {near}, {times:.1f} times too often"
+    assert f"The walk visits {named}" in wrong.verdict
+    assert "objective=MaximumLikelihood()" in wrong.verdict
     assert f"The walk visits prototype {first}" in wrong.verdict
     assert "too seldom" in wrong.verdict
     # Of .2 and .8 against .5 and .5, some of the jumps on the wrong side.
@@ -286,6 +289,13 @@ def test_the_order_of_the_examples_does_not_matter():
         assert 0.25 < np.mean(chosen[: count // 2] > 2) < 0.75
 
 
+def test_held_out_examples_that_are_in_train_are_counted():
+    x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    assert evaluation._seen_before(x[:20], x[20:]) == []
+    (note,) = evaluation._seen_before(x[:20], x[15:].astype(float))
+    assert note.startswith("5 of the 20 held-out examples are in train as well")
+
+
 def test_one_prototype():
     jumps = np.zeros((30, 2))
     found = shares(jumps, jumps, np.zeros((1, 2)), np.random.default_rng(0))
@@ -299,6 +309,10 @@ def outcome_of(found, **fields):
 def test_the_rules_of_the_verdict(right):
     assert outcome_of(right, p_value=0.03) == "doubtful"
     assert outcome_of(right, p_value=0.009) == "wrong"
+    assert "does not decide" not in right.verdict
+    off = dataclasses.replace(right, stein_data=1.3, stein_data_error=0.01)
+    assert off.outcome == "right"
+    assert "which does not decide: Stein ratio of the data 1.30" in off.verdict
     assert outcome_of(right, r_hat=1.6) == "untested"
     assert outcome_of(right, memory=0.6) == "untested"
     assert outcome_of(right, r_hat=np.nan) == "untested"  # too few steps for one

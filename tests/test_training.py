@@ -48,6 +48,8 @@ def test_result():
     )
     np.testing.assert_allclose(result.validation_losses[-1], expected, rtol=1e-5)
     assert fit().validation_losses.shape == (0,)
+    assert repr(result).startswith("FitResult(ResidualEnergy, 50 steps: loss ")
+    assert len(repr(result)) < 200
 
 
 def test_the_key_decides():
