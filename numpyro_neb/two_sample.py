@@ -74,7 +74,7 @@ def paired_test(
     # Rounding must not make of equal statistics, such as those of all swaps and of none, two.
     largest = np.maximum(np.abs(statistics).max(axis=1, keepdims=True), np.finfo(float).tiny)
     statistics = np.round(statistics / largest, 10)
-    smallest = np.min([_p_values(statistic) for statistic in statistics], axis=0)
+    smallest: np.ndarray = np.min([_p_values(s) for s in statistics], axis=0)
     return PairedTest(float(_p_values(-smallest)[0]), _auc(sum(kernels)))
 
 
