@@ -173,7 +173,15 @@ def test_control_c_says_how_to_go_on(tmp_path, capsys):
     same(fit(num_steps=150, checkpoint_dir=tmp_path), fit(num_steps=150))
 
 
-def test_control_c_in_the_middle_of_a_step(tmp_path, capsys):
+@pytest.fixture
+def default_interrupts():
+    """pytest-xdist's workers ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_control_c_in_the_middle_of_a_step(tmp_path, capsys, default_interrupts):
     """The step ends, and its state is kept; without any checkpoint the message says so."""
     sent = []
 
