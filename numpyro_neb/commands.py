@@ -41,8 +41,8 @@ moment. Else they are written as NetCDF in the end. posterior/y is the walk, pos
 
 _EVALUATE = """\
 Is the energy right? Prints a verdict and a table: whether its walk can be told from noisy held-out
-examples and how, its log-likelihood and its denoising, beside a Gaussian's and, with --train, the
-kernel density's.
+examples and how, its log-likelihood and its denoising, compared with a Gaussian's and, with
+--train, the kernel density's.
 
   python -m numpyro_neb evaluate energy.safetensors held_out.npy --train train.npy --out found.png
 """
@@ -277,8 +277,9 @@ def _evaluate(arguments):
     )
     print(found)
     if arguments.out is not None:
-        axes = neb.plots.evaluation(found)
-        axes[0].figure.savefig(arguments.out, dpi=150)
+        axes, buffer = neb.plots.evaluation(found), io.BytesIO()
+        axes[0].figure.savefig(buffer, dpi=150, format=arguments.out.suffix[1:] or "png")
+        write_whole(arguments.out, buffer.getvalue())
         print(f"written: {arguments.out}")
 
 

@@ -223,7 +223,7 @@ def _temperatures(energy, num_temperatures):
     """
     log_ratio = jnp.mean(jnp.log1p((energy.scale / energy.sigma) ** 2))
     t = jnp.linspace(0, 1, num_temperatures, dtype=log_ratio.dtype)
-    # At a ratio of 1 the quotient would be 0 / 0.
+    # At a log ratio of 0 the quotient would be 0 / 0.
     log_ratio = jnp.maximum(log_ratio, 1e-3)
     return jnp.expm1(log_ratio * t) / jnp.expm1(log_ratio)
 

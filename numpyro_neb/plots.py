@@ -307,7 +307,7 @@ def evaluation(evaluation: Evaluation, *, axes: np.ndarray | None = None) -> np.
     """What `evaluate` found: phi, the shares of the prototypes, the widths of the coordinates.
 
     On the left the histograms of phi at noisy held-out data and at the ends of the walk, which are
-    alike where the energy is right. In the middle the shares of the jumps nearest to each
+    alike if the energy is right. In the middle the shares of the jumps nearest to each
     prototype, of the data and of the walk, with two standard errors of their difference; images
     stand below their bars. On the right the walk's standard deviations of y over the data's: an
     image, or a point for each coordinate.
@@ -320,7 +320,7 @@ def evaluation(evaluation: Evaluation, *, axes: np.ndarray | None = None) -> np.
         The three axes.
 
     Raises:
-        TypeError: If evaluation is no `Evaluation`.
+        TypeError: If evaluation is not an `Evaluation`.
         ValueError: If axes are not three.
 
     Example:
