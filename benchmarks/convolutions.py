@@ -20,8 +20,8 @@ import numpy as np
 import numpyro_neb as neb
 from benchmarks.training import bare_run
 from benchmarks.walk import Run, bench_module, fastest_threads
-from numpyro_neb.convolutions import as_matrix_products
-from numpyro_neb.networks import ConvNet, UNet
+from numpyro_neb._internal.convolutions import as_matrix_products
+from numpyro_neb.networks.convolutional import ConvNet, UNet
 
 SIGMA, SHAPE, BATCH = 0.3, (28, 28), 64
 KEY = jax.random.key(0)

@@ -14,7 +14,7 @@ import numpy as np
 
 import numpyro_neb as neb
 from benchmarks.normal_means import data_folder
-from numpyro_neb.empirical_bayes import posterior_components
+from numpyro_neb.empirical_bayes.functions import posterior_components
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import numpyro_neb as neb
-from numpyro_neb.energies import trainable
+from numpyro_neb.energies.base import trainable
 
 _BATCH = 128
 

@@ -14,8 +14,9 @@ from numpyro_neb import (
     streaming,
 )
 from numpyro_neb.diagnostics import to_arviz
-from numpyro_neb.distributions import SmoothedDensity
 from numpyro_neb.empirical_bayes import (
+    MixtureFit,
+    fit_mixture,
     posterior_covariance,
     posterior_distribution,
     posterior_mean,
@@ -24,22 +25,18 @@ from numpyro_neb.empirical_bayes import (
 from numpyro_neb.energies import (
     AbstractEnergy,
     ConditionalEnergy,
+    MixtureEnergy,
     NetworkEnergy,
     ResidualEnergy,
 )
-from numpyro_neb.evaluation import evaluate
+from numpyro_neb.evaluation import Evaluation, evaluate
+from numpyro_neb.files import load, save
 from numpyro_neb.geometry import critical_sigma, overlap_regimes, sphere_overlaps
-from numpyro_neb.kernels import WalkJumpKernel
-from numpyro_neb.likelihood import MaximumLikelihood
 from numpyro_neb.memories import Memories, recall
-from numpyro_neb.mixtures import MixtureEnergy
-from numpyro_neb.normal_means import MixtureFit, fit_mixture
-from numpyro_neb.objectives import denoising_loss, sure_loss
-from numpyro_neb.priors import learned_prior
-from numpyro_neb.serialization import load, save
+from numpyro_neb.models import SmoothedDensity, learned_prior
+from numpyro_neb.sampling import WalkJumpKernel
 from numpyro_neb.streaming import stream
-from numpyro_neb.training import FitResult, fit
-from numpyro_neb.verdicts import Evaluation
+from numpyro_neb.training import FitResult, MaximumLikelihood, denoising_loss, fit, sure_loss
 
 if TYPE_CHECKING:
     from numpyro_neb import plots

@@ -14,10 +14,10 @@ from numpyro.handlers import seed
 from numpyro.infer import MCMC
 from numpyro.util import find_stack_level
 
-from numpyro_neb.checks import check_count, check_key, kind
-from numpyro_neb.densities import ModelDensity, smoothed_density
-from numpyro_neb.kernels import WalkJumpKernel
-from numpyro_neb.normal_means import MixtureFit
+from numpyro_neb._internal.checks import check_count, check_key, kind
+from numpyro_neb.empirical_bayes.normal_means import MixtureFit
+from numpyro_neb.sampling.kernel import WalkJumpKernel
+from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
 
 _EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 

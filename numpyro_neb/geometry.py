@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 from scipy.special import gammaln
 from tqdm.auto import tqdm
 
-from numpyro_neb.checks import (
+from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
     check_finite,

@@ -10,8 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_neb.batching import in_chunks
-from numpyro_neb.checks import (
+from numpyro_neb._internal.batching import in_chunks
+from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
     check_events,
@@ -21,9 +21,9 @@ from numpyro_neb.checks import (
     check_reals,
     check_rows,
 )
-from numpyro_neb.convolutions import for_compiled_loops
-from numpyro_neb.empirical_bayes import posterior_components
-from numpyro_neb.energies import AbstractEnergy, check_energy, in_dtype_of
+from numpyro_neb._internal.convolutions import for_compiled_loops
+from numpyro_neb.empirical_bayes.functions import posterior_components
+from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of
 
 Cues = Float[Array, "..."] | Float[np.ndarray, "..."]
 

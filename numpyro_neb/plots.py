@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from numpyro_neb.checks import (
+from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
     check_finite,
@@ -17,10 +17,10 @@ from numpyro_neb.checks import (
     kind,
 )
 from numpyro_neb.diagnostics import log_densities, refreshed_bfmi
-from numpyro_neb.energies import AbstractEnergy, check_energy
+from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.evaluation.verdicts import Evaluation
 from numpyro_neb.geometry import SphereOverlaps
 from numpyro_neb.memories import FoundMemories
-from numpyro_neb.verdicts import Evaluation
 
 
 def denoising(clean: Numbers, noisy: Numbers, jump: Numbers, *, ax: Axes | None = None) -> Axes:

@@ -10,85 +10,78 @@ import pytest
 import numpyro_neb as neb
 
 PACKAGE = Path(neb.__file__).parent
-# Which rooms a room may import, beside `checks`. What is not named here imports only energies.
+# Which rooms, folders or files of the package, each room imports: all of them, and no others.
 ARROWS = {
-    "checks": set(),
-    "activations": set(),
-    "energies": {"activations"},
-    "networks": {"flax_modules"},
-    "flax_modules": {"activations", "energies"},
-    "likelihood": {"energies", "integrators", "normalizer", "objectives"},
-    "objectives": {"devices", "energies"},
-    "interrupts": set(),
-    "training": {
-        "energies",
-        "objectives",
-        "checkpoints",
-        "devices",
-        "interrupts",
-        "minibatches",
-    },
-    "files": set(),
-    "checkpoints": {"devices", "files"},
-    "minibatches": {"devices"},
-    "devices": set(),
-    "convolutions": set(),
-    "integrators": {"energies", "convolutions"},
-    "adaptation": {"integrators"},
-    "distributions": {"batching", "energies", "mixtures", "integrators"},
-    "densities": {"energies", "convolutions", "distributions"},
-    "kernels": {"energies", "integrators", "adaptation", "densities"},
-    "normalizer": {"energies", "integrators"},
-    "posteriors": {"batching", "energies", "mixtures", "convolutions"},
-    "normal_means": {"mixtures", "posteriors"},
-    "memories": {"batching", "convolutions", "empirical_bayes", "energies"},
-    "empirical_bayes": {
-        "batching",
-        "energies",
-        "mixtures",
-        "normalizer",
-        "posteriors",
-        "normal_means",
-    },
-    "two_sample": set(),
-    "prototypes": set(),
-    "baselines": {"batching", "energies", "mixtures"},
-    "verdicts": {"baselines"},
-    "evaluation": {
-        "baselines",
-        "empirical_bayes",
-        "energies",
-        "integrators",
-        "minibatches",
-        "posteriors",
-        "prototypes",
-        "two_sample",
-        "verdicts",
-    },
-    "diagnostics": {"densities", "kernels", "normal_means"},
-    "plots": {"diagnostics", "energies", "geometry", "memories", "verdicts"},
-    "priors": {"batching", "energies", "distributions"},
-    "configurations": {"activations", "energies", "mixtures", "networks"},
-    "serialization": {"configurations", "energies", "files"},
-    "states": {"serialization"},
-    "streaming": {"devices", "diagnostics", "files", "kernels", "serialization", "states"},
-    # A user of the package, as the demo is.
-    "commands": {"", "energies", "files", "minibatches"},
+    "_internal": set(),
+    "geometry": {"_internal"},
+    "energies": {"_internal"},
+    "integrators": {"_internal"},
+    "networks": {"_internal", "energies"},
+    "models": {"_internal", "energies", "integrators"},
+    "empirical_bayes": {"_internal", "energies", "models"},
+    "training": {"_internal", "energies", "integrators", "models"},
+    "files": {"_internal", "energies", "networks"},
+    "memories": {"_internal", "empirical_bayes", "energies"},
+    "sampling": {"_internal", "energies", "integrators", "models"},
+    "evaluation": {"_internal", "empirical_bayes", "energies", "integrators", "training"},
+    "diagnostics": {"_internal", "empirical_bayes", "sampling"},
+    "streaming": {"_internal", "diagnostics", "files", "sampling", "training"},
+    "plots": {"_internal", "diagnostics", "energies", "evaluation", "geometry", "memories"},
+    # A user of the package, beside which it knows a few rooms.
+    "cli": {"the front door", "_internal", "energies", "training"},
+    "__main__": {"cli"},
 }
-ROOMS = [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_flow_one_way(room):
-    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numpyro_neb"):
-            imported |= {node.module.partition(".")[2] or alias.name for alias in node.names}
-        if isinstance(node, ast.Import):
-            imported |= {a.name.partition(".")[2] for a in node.names if "numpyro_neb" in a.name}
-    free = {"__version__"} if room == "checks" else {"__version__", "checks"}
-    assert imported - free <= ARROWS.get(room, {"energies"})
+def imports(path):
+    """The rooms that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            top, *inside = (node.module or "").split(".")
+            names = inside[:1] or [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            (top, *inside), names = node.names[0].name.split("."), []
+            names = inside[:1] or ["the front door"]
+        else:
+            continue
+        if top == "numpyro_neb":
+            yield from set(names) - {"__version__"}
+
+
+@pytest.mark.parametrize("room", sorted(ARROWS))
+def test_imports_are_those_of_the_plan(room):
+    own = [path for path in MODULES if path.relative_to(PACKAGE).with_suffix("").parts[0] == room]
+    assert {name for path in own for name in imports(path)} - {room} == ARROWS[room]
+
+
+def test_every_room_has_its_place_in_the_plan():
+    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
+    assert rooms - {"__init__"} == set(ARROWS)
+
+
+def test_imports_flow_one_way():
+    floors = {"the front door": 0}
+    while len(floors) <= len(ARROWS):
+        ready = [r for r in ARROWS if r not in floors and ARROWS[r] <= floors.keys()]
+        assert ready, f"a circle among {set(ARROWS) - set(floors)}"
+        floors |= dict.fromkeys(ready, max(floors.values()) + 1)
+
+
+def test_a_front_door_holds_nothing_but_names():
+    for path in PACKAGE.rglob("*/__init__.py"):
+        docstring, *rest = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr), path
+        assert all(isinstance(node, ast.ImportFrom | ast.Assign) for node in rest), path
+        assert [n.targets[0].id for n in rest if isinstance(n, ast.Assign)] in ([], ["__all__"])
+
+
+def test_what_begins_with_an_underscore_is_private():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numpyro_neb"):
+                private = [a.name for a in node.names if a.name.startswith("_")]
+                assert set(private) <= {"__version__"}, f"{path} imports {private}"
 
 
 def in_a_new_process(code):
@@ -128,7 +121,7 @@ def test_every_public_name_is_there_and_documented():
 
 
 def test_sizes():
-    for path in PACKAGE.glob("*.py"):
+    for path in MODULES:
         text = path.read_text()
         assert text.count("\n") <= 500, path
         for node in ast.walk(ast.parse(text)):

@@ -31,7 +31,8 @@ from wrong_arguments import (
 )
 
 import numpyro_neb as neb
-from numpyro_neb import devices, memories
+from numpyro_neb import memories
+from numpyro_neb.training import devices
 
 # Geometry, networks, integrators.
 for name in ("sphere_overlaps", "critical_sigma", "overlap_regimes"):
@@ -219,9 +220,15 @@ add(
     paths_wrong("store"),
     counts_wrong("draws_per_write"),
 )
-add("serialization.read_arrays", {"format_name": "x"}, paths_wrong("path"), MISSING)
+add("files.energy_file.read_arrays", {"format_name": "x"}, paths_wrong("path"), MISSING)
 ROWS += [
-    ("devices.devices_of", f"sharding: {value!r}", partial(devices.devices_of, value), TypeError, m)
+    (
+        "training.devices.devices_of",
+        f"sharding: {value!r}",
+        partial(devices.devices_of, value),
+        TypeError,
+        m,
+    )
     for value in (3, jax.devices()[0], "batch")
     for m in ["sharding must be a jax.sharding.NamedSharding of a mesh"]
 ]

@@ -1,7 +1,7 @@
 """Writes an energy file of each kind, and what it says: `python tests/data/make_energies.py`.
 
 Run once for each format version, with the release that writes it, into a folder of its own. The
-files stay as they are: that later releases load them is what tests/test_old_files.py shows.
+files stay as they are: that later releases load them is what tests/files/test_old_files.py shows.
 """
 
 import json

@@ -1,0 +1,5 @@
+"""The command line: `python -m numpyro_neb`."""
+
+from numpyro_neb.cli.parser import main
+
+__all__ = ["main"]

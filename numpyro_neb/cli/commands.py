@@ -1,0 +1,369 @@
+"""The commands that work on files of arrays: train, evaluate, sample, denoise, recall, info."""
+
+import argparse
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from numpyro.diagnostics import summary
+from numpyro.infer import MCMC
+
+import numpyro_neb as neb
+from numpyro_neb._internal.atomic_files import write_whole
+from numpyro_neb._internal.checks import check_count, check_finite
+from numpyro_neb.energies.base import trainable
+from numpyro_neb.training.minibatches import check_shape
+
+_DATA = "a .npy file of floats, of shape (n, *event_shape)"
+_TRAIN = """\
+Trains an energy on a file of clean examples and writes it as safetensors: first by denoising, then
+by maximum likelihood, which gives each part of the data its weight. To denoise alone, the first
+will do: --likelihood-steps 0. The file is read as it is needed, so it may be larger than memory.
+Killed or stopped by Ctrl-C, the same command goes on where its newest checkpoint was.
+
+  python -m numpyro_neb train digits.npy --sigma auto --out energy.safetensors
+  python -m numpyro_neb train photos.npy --sigma 0.2 --network unet --out photos.safetensors
+"""
+_SAMPLE = """\
+Walk-jump sampling. Where --out ends in .zarr the draws are written as they come: killed or stopped
+by Ctrl-C, the same command goes on where it was, with the same draws, and the store opens at any
+moment. Else they are written as NetCDF in the end. posterior/y is the walk, posterior/x the jumps.
+
+  python -m numpyro_neb sample energy.safetensors --out draws.nc
+  python -m numpyro_neb sample energy.safetensors --draws 1000000 --out draws.zarr
+"""
+
+_EVALUATE = """\
+Is the energy right? Prints a verdict and a table: whether its walk can be told from noisy held-out
+examples and how, its log-likelihood and its denoising, compared with a Gaussian's and, with
+--train, the kernel density's.
+
+  python -m numpyro_neb evaluate energy.safetensors held_out.npy --train train.npy --out found.png
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the parsers; each sets `run`, a function of the arguments."""
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_others(commands)
+    for name in ("train", "evaluate", "sample"):
+        commands.choices[name].add_argument(
+            "--seed", type=int, default=0, help="of all random numbers (0)"
+        )
+
+
+def _add_train(commands):
+    raw = argparse.RawDescriptionHelpFormatter
+    train = commands.add_parser(
+        "train", help="train an energy on clean examples", description=_TRAIN, formatter_class=raw
+    )
+    train.add_argument("data", type=Path, metavar="DATA.npy", help=_DATA)
+    train.add_argument(
+        "--sigma",
+        required=True,
+        help="the noise, in the data's units; auto: sigma_c of the first 5,000 examples",
+    )
+    train.add_argument("--out", type=Path, required=True, help="the file to write")
+    train.add_argument("--network", choices=("mlp", "unet"), default="mlp")
+    train.add_argument("--width", type=int, default=256, help="of an mlp's layers (256)")
+    train.add_argument("--depth", type=int, default=3, help="an mlp's hidden layers (3)")
+    train.add_argument(
+        "--channels", type=int, nargs="+", default=[24, 48], help="of a U-Net's levels (24 48)"
+    )
+    train.add_argument("--steps", type=int, default=5000, help="of denoising (5000)")
+    train.add_argument(
+        "--likelihood-steps", type=int, default=1000, help="of maximum likelihood, or 0 (1000)"
+    )
+    train.add_argument("--chains", type=int, default=128, help="of maximum likelihood (128)")
+    train.add_argument("--batch", type=int, default=128, help="examples in a step (128)")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="Adam's first (0.001)")
+    train.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW (0)")
+    train.add_argument(
+        "--held-out", type=float, default=0.05, help="the share kept for validation (0.05)"
+    )
+    train.add_argument("--checkpoints", type=Path, help="a folder (OUT.checkpoints, then deleted)")
+    train.set_defaults(run=_train)
+
+
+def _add_evaluate(commands):
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="whether an energy is right: its walk, density and jumps against held-out examples",
+        description=_EVALUATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("energy", type=Path, metavar="ENERGY.safetensors")
+    evaluate.add_argument("held_out", type=Path, metavar="HELD_OUT.npy", help=_DATA)
+    evaluate.add_argument("--train", type=Path, help="the examples it was trained on, a .npy file")
+    evaluate.add_argument("--out", type=Path, help="the picture to write, evaluation.png say")
+    evaluate.add_argument("--num-steps", type=int, default=2000, help="of each chain (2000)")
+    evaluate.add_argument("--pairs", type=int, default=1000, help="examples at most (1000)")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_others(commands):
+    sample = commands.add_parser(
+        "sample",
+        help="walk on an energy and jump: draws as an ArviZ file",
+        description=_SAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _energy_and_out(sample, "draws.nc or draws.zarr")
+    sample.add_argument("--chains", type=int, default=4, help="(4)")
+    sample.add_argument("--draws", type=int, default=1000, help="of each chain (1000)")
+    sample.add_argument("--warmup", type=int, default=100, help="draws left out at first (100)")
+    sample.add_argument("--num-steps", type=int, default=20, help="of the walk in a draw (20)")
+    sample.add_argument(
+        "--draws-per-write", type=int, default=100, help="of each chain, to a .zarr (100)"
+    )
+    sample.set_defaults(run=_sample)
+
+    denoise = commands.add_parser(
+        "denoise",
+        help="the posterior mean of noisy examples",
+        description="One jump, E[X given Y=y], from each noisy example. Writes .npy.",
+    )
+    _energy_and_out(denoise, "clean.npy", "noisy")
+    denoise.set_defaults(run=_denoise)
+
+    recall = commands.add_parser(
+        "recall",
+        help="follow cues to the energy's memories",
+        description="The gradient flow from each cue. Writes .npz: attractors, energies, stable, "
+        "converged, curvatures, a row a cue.",
+    )
+    _energy_and_out(recall, "memories.npz", "cues")
+    recall.set_defaults(run=_recall)
+
+    info = commands.add_parser(
+        "info",
+        help="what an energy is, or how far apart data lie",
+        description="Of an energy: its form, sigma, event shape and size. Of a .npy file: its "
+        "shape, the overlaps of its i-spheres, and what they say of sigma.",
+    )
+    info.add_argument("file", type=Path, metavar="FILE")
+    info.set_defaults(run=_info)
+
+
+def _energy_and_out(parser, out, data=None):
+    parser.add_argument("energy", type=Path, metavar="ENERGY.safetensors")
+    if data:
+        parser.add_argument("data", type=Path, metavar=f"{data.upper()}.npy", help=_DATA)
+    parser.add_argument("--out", type=Path, required=True, help=f"the file to write, {out} say")
+
+
+def _train(arguments):
+    check_count("--steps", arguments.steps)
+    check_count("--likelihood-steps", arguments.likelihood_steps, 0)
+    data = _array(arguments.data)
+    check_shape("data", data, data.shape[1:])
+    sigma = _sigma(arguments.sigma, data)
+    num_held_out = round(arguments.held_out * len(data))
+    if not 0 <= num_held_out < len(data):
+        raise ValueError(f"--held-out must be between 0 and 1, got {arguments.held_out}")
+    train, held_out = data[: len(data) - num_held_out], data[len(data) - num_held_out :]
+    key_network, key = jax.random.split(jax.random.key(arguments.seed))
+    network, shape = _network(arguments, data.shape[1:], key_network), data.shape[1:]
+    loc, scale = train.mean(0, dtype=np.float64), float(train.std(dtype=np.float64))
+    check_finite("data", loc)  # of a file that need not fit in memory: NaN is in the mean as well
+    energy = neb.ResidualEnergy(network, sigma, shape, loc=loc.astype(np.float32), scale=scale)
+    print(f"{len(train):,} examples of shape {shape}, {num_held_out:,} held out")
+    print(f"sigma = {sigma:.4g}")
+    folder = arguments.checkpoints or arguments.out.with_name(f"{arguments.out.name}.checkpoints")
+    energy, validation = _both_stages(arguments, energy, key, folder, train, held_out)
+    neb.save(arguments.out, energy)
+    if arguments.checkpoints is None:
+        shutil.rmtree(folder)
+    if num_held_out:
+        loss, size = validation[-1], int(np.prod(shape))
+        print(f"squared error of one jump, per coordinate, held out: {loss / size:.4g}")
+        print(f"raw noise: {sigma**2:.4g}")
+    print(f"written: {arguments.out}")
+    if arguments.likelihood_steps:
+        print("is it right? python -m numpyro_neb evaluate, on examples that it never saw, says so")
+
+
+def _both_stages(arguments, energy, key, folder, train, held_out):
+    """The energy after denoising and maximum likelihood, and the held-out denoising losses."""
+    schedule = optax.cosine_decay_schedule(arguments.learning_rate, arguments.steps)
+    common = {"batch_size": arguments.batch}
+    # `fit` splits its own key in the same way: these are further on in the sequence.
+    key_likelihood, key_loss = jax.random.split(key, 5)[3:]
+    result = neb.fit(
+        energy,
+        train,
+        key=key,
+        num_steps=arguments.steps,
+        optimizer=optax.adamw(schedule, weight_decay=arguments.weight_decay),
+        validation_data=np.asarray(held_out) if len(held_out) else None,
+        checkpoint_dir=folder / "denoising",
+        **common,
+    )
+    if arguments.likelihood_steps == 0:
+        return result.energy, result.validation_losses
+    print("maximum likelihood: a gap near 0 is right")
+    energy = neb.fit(
+        result.energy,
+        train,
+        key=key_likelihood,
+        num_steps=arguments.likelihood_steps,
+        objective=neb.MaximumLikelihood(num_chains=arguments.chains),
+        checkpoint_dir=folder / "likelihood",
+        **common,
+    ).energy
+    losses = [neb.denoising_loss(energy, np.asarray(held_out), key_loss)] if len(held_out) else []
+    return energy, losses
+
+
+def _sigma(text, data):
+    if text == "auto":
+        return neb.critical_sigma(np.asarray(data[:5000]))
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--sigma must be a number or auto, got {text!r}") from None
+
+
+def _network(arguments, shape, key):
+    if arguments.network == "unet":
+        return neb.networks.UNet(shape, tuple(arguments.channels), key=key)
+    settings = {"width_size": arguments.width, "depth": arguments.depth}
+    return neb.networks.MLP(shape, **settings, key=key)
+
+
+def _sample(arguments):
+    energy = _energy(arguments.energy)
+    mcmc = MCMC(
+        neb.WalkJumpKernel(energy, num_steps=arguments.num_steps),
+        num_warmup=arguments.warmup,
+        num_samples=arguments.draws,
+        num_chains=arguments.chains,
+        chain_method="vectorized",
+    )
+    key, out = jax.random.key(arguments.seed), arguments.out
+    if out.suffix == ".zarr":
+        data = neb.stream(mcmc, key, out, draws_per_write=arguments.draws_per_write)
+        # The others may be larger than memory.
+        walk = {"lp": (data["sample_stats"]["lp"].values, "lp, of the walk")}
+    else:
+        _run_at_once(mcmc, key, out)
+        draws = mcmc.get_samples(group_by_chain=True)
+        walk = {name: (draws[name], text) for name, text in (("x", "the jumps"), ("y", "the walk"))}
+    with np.errstate(invalid="ignore"):  # a coordinate that never changes has no R-hat
+        seen = summary({name: draws for name, (draws, _) in walk.items()})
+    for name, (_, meaning) in walk.items():
+        worst = f"effective draws at least {np.min(seen[name]['n_eff']):.0f}"
+        if arguments.chains > 1:
+            worst = f"R-hat at most {np.max(seen[name]['r_hat']):.3f}, {worst}"
+        print(f"{meaning}: {worst} of {arguments.chains * arguments.draws:,}")
+    print(f"written: {out}")
+
+
+def _evaluate(arguments):
+    found = neb.evaluate(
+        _energy(arguments.energy),
+        _array(arguments.held_out),
+        key=jax.random.key(arguments.seed),
+        train=None if arguments.train is None else _array(arguments.train),
+        num_steps=arguments.num_steps,
+        num_pairs=arguments.pairs,
+    )
+    print(found)
+    if arguments.out is not None:
+        axes, buffer = neb.plots.evaluation(found), io.BytesIO()
+        axes[0].figure.savefig(buffer, dpi=150, format=arguments.out.suffix[1:] or "png")
+        write_whole(arguments.out, buffer.getvalue())
+        print(f"written: {arguments.out}")
+
+
+def _run_at_once(mcmc, key, out):
+    """Runs, and writes NetCDF, whole or not at all."""
+    try:
+        mcmc.run(key)
+    except KeyboardInterrupt:
+        text = "sample was stopped and nothing is written: with --out draws.zarr, draws are kept as"
+        print(f"\n{text} they come, and the same command goes on", file=sys.stderr)
+        raise
+    data = neb.to_arviz(mcmc)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        data.to_netcdf(str(temporary))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _denoise(arguments):
+    energy, noisy = _energy(arguments.energy), _array(arguments.data)
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(neb.posterior_mean(energy, noisy)))
+    write_whole(arguments.out, buffer.getvalue())
+    print(f"written: {arguments.out}, of shape {noisy.shape}")
+
+
+def _recall(arguments):
+    energy, cues = _energy(arguments.energy), _array(arguments.data)
+    found = neb.recall(energy, cues)
+    buffer = io.BytesIO()
+    arrays: Any = {name: np.asarray(array) for name, array in found._asdict().items()}
+    np.savez(buffer, **arrays)
+    write_whole(arguments.out, buffer.getvalue())
+    count = found.converged.size
+    rest, stable = int(found.converged.sum()), int(found.stable.sum())
+    print(f"{rest} of {count} cues came to rest, {stable} in a stable memory")
+    print(f"written: {arguments.out}")
+
+
+def _info(arguments):
+    if arguments.file.suffix == ".npy":
+        data = _array(arguments.file)
+        print(f"{len(data):,} examples of shape {data.shape[1:]}, {data.dtype}")
+        overlaps = neb.sphere_overlaps(np.asarray(data[:5000]))
+        print(overlaps if len(data) <= 5000 else f"{overlaps} (of the first 5,000)")
+        print(overlaps.advice)
+        return
+    energy = _energy(arguments.file)
+    arrays = jax.tree.leaves(eqx.filter(energy, trainable(energy)))
+    network = getattr(energy, "network", None)
+    kind = f" of a network {type(network).__name__}" if network is not None else ""
+    print(f"{type(energy).__name__}{kind}, event shape {energy.event_shape}")
+    if isinstance(energy, neb.ConditionalEnergy):
+        print(f"sigma from {energy.sigma_range[0]:.4g} to {energy.sigma_range[1]:.4g}")
+    else:
+        print(f"sigma {float(energy.sigma):.4g}")
+    print(f"{sum(array.size for array in arrays):,} trainable parameters")
+
+
+def _energy(path):
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    return neb.load(path)
+
+
+def _array(path):
+    """The array of a file, still on disk."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is no .npy file of numbers: {error}") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code: 0, 1 with a sentence, or 130 after Ctrl-C."""
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, ArithmeticError, OSError, ModuleNotFoundError) as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 1
+    return 0

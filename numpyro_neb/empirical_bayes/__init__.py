@@ -1,0 +1,34 @@
+"""Empirical Bayes: what an observation Y = X + N(0, sigma^2 I) says of X.
+
+Two situations differ. Where clean X are at hand, train an energy on them with `fit`, or take their
+kernel density, `MixtureEnergy(x, sigma)`. Where only noisy Y are, `fit_mixture(y, sigma)` estimates
+the law of X from them, and `fit(..., objective=sure_loss)` trains an energy on them. An energy of
+noisy data taken for clean ones believes that X is as noisy as Y, and shrinks too little.
+"""
+
+from numpyro_neb.empirical_bayes.functions import (
+    PosteriorComponents,
+    credible_interval,
+    local_false_sign_rate,
+    posterior_components,
+    posterior_covariance,
+    posterior_distribution,
+    posterior_mean,
+    posterior_std,
+)
+from numpyro_neb.empirical_bayes.normal_means import MixtureFit, fit_mixture
+from numpyro_neb.models.normalizer import log_normalizer
+
+__all__ = [
+    "MixtureFit",
+    "PosteriorComponents",
+    "credible_interval",
+    "fit_mixture",
+    "local_false_sign_rate",
+    "log_normalizer",
+    "posterior_components",
+    "posterior_covariance",
+    "posterior_distribution",
+    "posterior_mean",
+    "posterior_std",
+]

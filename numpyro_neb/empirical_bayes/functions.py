@@ -1,0 +1,495 @@
+"""What an energy says of the clean X behind observations: functions over any batch of them."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float
+
+from numpyro_neb._internal.batching import in_chunks
+from numpyro_neb._internal.checks import (
+    check_choice,
+    check_count,
+    check_events,
+    check_finite,
+    check_floats,
+    check_positive,
+)
+from numpyro_neb.empirical_bayes.normal_means import MixtureFit as MixtureFit
+from numpyro_neb.empirical_bayes.normal_means import fit_mixture as fit_mixture
+from numpyro_neb.empirical_bayes.posteriors import (
+    GaussianPosterior,
+    MixturePosterior,
+    covariance_product,
+)
+from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of
+from numpyro_neb.energies.mixture import MixtureEnergy
+from numpyro_neb.models.normalizer import log_normalizer as log_normalizer
+
+Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
+
+
+def posterior_mean(
+    energy: AbstractEnergy,
+    y: Observations,
+    *,
+    chunk_size: int = 1024,
+    progress_bar: bool = True,
+) -> Float[Array, "..."]:
+    r"""E[X given Y=y] = y - sigma^2 grad phi(y), over any batch.
+
+    The estimator that least squares would choose: for the true energy no other has a smaller mean
+    squared error. Exact for a `MixtureEnergy`, and as good as its training for a learned one.
+
+    Args:
+        energy: The energy phi of the smoothed density at the noise level of `y`.
+        y: Observations, of shape (*batch, *event_shape), batch of any rank.
+        chunk_size: How many of them are worked on at once: memory beyond `y` and the result is that
+            of one chunk.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        The posterior means, of y's shape.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
+
+    Reference:
+        Robbins 1956; Miyasawa 1961; NEB equation 3.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0)
+        >>> neb.posterior_mean(energy, jnp.array([-0.5, 0.0, 0.5]))
+        Array([-0.46211717,  0.        ,  0.46211717], dtype=float32)
+    """
+    return _over(_means, energy, y, chunk_size, progress_bar)
+
+
+def posterior_std(
+    energy: AbstractEnergy,
+    y: Observations,
+    *,
+    chunk_size: int = 128,
+    progress_bar: bool = True,
+) -> Float[Array, "..."]:
+    r"""The standard deviation of each coordinate of X given Y=y, over any batch.
+
+    The square root of the diagonal of sigma^2 (I - sigma^2 Hess phi(y)). Exact for a
+    `MixtureEnergy`; from d Jacobian-vector products of the jump for another energy, where a
+    variance that a badly fitted one has below zero counts as zero.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        chunk_size: How many of them are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        Standard deviations, of y's shape, in y's units.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
+
+    Reference:
+        Efron, Tweedie's formula and selection bias, JASA 106 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0)
+        >>> neb.posterior_std(energy, jnp.array([0.0]))  # -1 or 1, as likely
+        Array([1.], dtype=float32)
+    """
+    variances = _over(_variances, energy, y, chunk_size, progress_bar)
+    positive = variances > 0  # and no infinite derivative where it is not
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variances, 1)), 0)
+
+
+def posterior_covariance(
+    energy: AbstractEnergy,
+    y: Observations,
+    covariance: Literal["full", "diagonal", "operator"] = "full",
+    *,
+    chunk_size: int = 128,
+    progress_bar: bool = True,
+) -> Any:
+    r"""Cov(X given Y=y) = sigma^2 (I - sigma^2 Hess phi(y)) = sigma^2 d x_hat / dy.
+
+    As it is: a learned energy's may have negative eigenvalues where it fits badly.
+    `posterior_distribution` raises them to zero.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        covariance: "full", a matrix over the flattened event; "diagonal", the variances; or
+            "operator", v -> Cov v for large d, one Jacobian-vector product a call and no matrix.
+        chunk_size: How many observations are worked on at once; an operator's `mv` takes all.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        An array of shape (*batch, d, d), or of y's shape for "diagonal"; for "operator" a symmetric
+        `lineax.FunctionLinearOperator`, whose `mv` takes and gives arrays of y's shape, each
+        observation by itself.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If covariance is none of the three, y does not end in the event shape, or
+            chunk_size is not a positive int.
+
+    Reference:
+        Efron, Tweedie's formula and selection bias, JASA 106 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> locs = jnp.array([[-1.0, -2.0], [1.0, 2.0]])
+        >>> energy = neb.MixtureEnergy(locs, sigma=1.0)
+        >>> neb.posterior_covariance(energy, jnp.zeros(2))
+        Array([[1., 2.],
+               [2., 4.]], dtype=float32)
+        >>> operator = neb.posterior_covariance(energy, jnp.zeros(2), "operator")
+        >>> operator.mv(jnp.array([1.0, 0.0]))
+        Array([1., 2.], dtype=float32)
+    """
+    check_choice("covariance", covariance, ("full", "diagonal", "operator"))
+    if covariance == "full":
+        d = int(np.prod(energy.event_shape)) if isinstance(energy, AbstractEnergy) else 0
+        return _over(_covariances, energy, y, chunk_size, progress_bar, (d, d))
+    if covariance == "diagonal":
+        return _over(_variances, energy, y, chunk_size, progress_bar)
+    import lineax as lx
+
+    y = in_dtype_of(energy, _checked(energy, y, chunk_size))
+    flat = y.reshape(-1, *energy.event_shape)
+
+    def product(v):
+        one = lambda y, v: covariance_product(energy, y)(v)  # noqa: E731
+        return jax.vmap(one)(flat, v.reshape(flat.shape)).reshape(y.shape)
+
+    shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
+    return lx.FunctionLinearOperator(product, shape, lx.symmetric_tag)
+
+
+def posterior_distribution(
+    energy: AbstractEnergy, y: Observations
+) -> MixturePosterior | GaussianPosterior:
+    r"""The law of X given Y=y, as a NumPyro distribution with y's batch shape.
+
+    For a `MixtureEnergy` it is exact: a mixture again, `posteriors.MixturePosterior`. For any other
+    energy it is the Gaussian with the posterior's mean and covariance,
+    `posteriors.GaussianPosterior`: its first two moments are as good as the energy, its shape is
+    not that of the posterior, which may have several modes or bounds.
+
+    Beside the methods of a distribution (`mean`, `variance`, `sample`, `log_prob`) both have
+    `covariance_matrix` over the flattened event, and of each coordinate by itself `cdf`, `icdf`,
+    `interval(probability)` and `lfsr`, the local false sign rate.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape). They are worked on all at once: for large
+            batches of images take `posterior_mean` and the like, which go by chunks.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y does not end in the event shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([0.0]), 1.0, covariances=jnp.array([[[1.0]]]))
+        >>> posterior = neb.posterior_distribution(energy, jnp.array([2.0]))  # N(1, 1/2)
+        >>> posterior.mean, posterior.variance
+        (Array([1.], dtype=float32), Array([0.5], dtype=float32))
+        >>> posterior.sample(jax.random.key(0), (3,)).shape
+        (3, 1)
+    """
+    y = in_dtype_of(energy, _checked(energy, y, 1))
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y)
+    flat = y.reshape(-1, *energy.event_shape)
+    batch = y.shape[: y.ndim - len(energy.event_shape)]
+    covariances = _covariances(energy, flat)
+    covariances = covariances.reshape(*batch, *covariances.shape[1:])
+    return GaussianPosterior(_means(energy, flat).reshape(y.shape), covariances)
+
+
+def credible_interval(
+    energy: AbstractEnergy,
+    y: Observations,
+    probability: float = 0.9,
+    *,
+    chunk_size: int = 128,
+    progress_bar: bool = True,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""Equal-tailed credible intervals for each coordinate of X given Y=y, over any batch.
+
+    From the exact quantiles for a `MixtureEnergy`; mean and standard deviation of a Gaussian for
+    any other energy.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        probability: What each interval holds, between 0 and 1.
+        chunk_size: How many observations are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        The lower and the upper ends, each of y's shape.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If probability is not between 0 and 1, y does not end in the event shape, or
+            chunk_size is not a positive int.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([0.0]), 1.0, covariances=jnp.array([[[1.0]]]))
+        >>> lower, upper = neb.empirical_bayes.credible_interval(energy, jnp.array([2.0]))
+        >>> print(f"{lower[0]:.2f} to {upper[0]:.2f}")  # 1 -+ 1.645 sqrt(1/2)
+        -0.16 to 2.16
+    """
+    check_positive("probability", probability, 1.0)
+    check_energy(energy)
+    if isinstance(energy, MixtureEnergy):
+        ends = partial(_intervals, probability=probability)
+        return _over(ends, energy, y, chunk_size, progress_bar)
+    mean = posterior_mean(energy, y, chunk_size=chunk_size, progress_bar=progress_bar)
+    std = posterior_std(energy, y, chunk_size=chunk_size, progress_bar=progress_bar)
+    reach = ndtri(jnp.asarray((1 + probability) / 2, mean.dtype)) * std
+    return mean - reach, mean + reach
+
+
+class PosteriorComponents(NamedTuple):
+    """The leading principal components of X given Y=y.
+
+    Attributes:
+        variances: The largest eigenvalues of Cov(X given Y=y), falling, of shape
+            (*batch, num_components).
+        components: Their unit eigenvectors, of shape (*batch, num_components, *event_shape).
+        residuals: norm(Cov v - variance v) / the largest variance for each, of the shape of
+            `variances`: how far from an eigenvector it still is.
+    """
+
+    variances: Float[Array, "*batch num_components"]
+    components: Float[Array, "..."]
+    residuals: Float[Array, "*batch num_components"]
+
+
+def posterior_components(
+    energy: AbstractEnergy,
+    y: Observations,
+    num_components: int,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
+    chunk_size: int = 16,
+    progress_bar: bool = True,
+) -> PosteriorComponents:
+    r"""The leading principal components of the posterior, by subspace iteration.
+
+    The directions in which an observation leaves X most uncertain. Each iteration multiplies a
+    block of some more vectors than are asked for by Cov(X given Y=y), Jacobian-vector products of
+    the jump, and takes the best basis of their span (Rayleigh and Ritz): no d x d array exists.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        num_components: How many, at most d.
+        tolerance: The iteration ends where every residual is below it; the error in a variance is
+            about its square.
+        max_iterations: Where it ends at the latest; `residuals` says how far it came.
+        chunk_size: How many observations are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        Variances, components and residuals. A component's sign has no meaning.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If num_components is not between 1 and d, y does not end in the event shape, or
+            another count is not a positive int.
+
+    Reference:
+        Manor and Michaeli, On the posterior distribution in denoising, ICLR 2024; Halko, Martinsson
+        and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> spread = jnp.diag(jnp.array([3.0, 1.0, 0.0]))[None]
+        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 3)), 1.0, covariances=spread)
+        >>> found = neb.empirical_bayes.posterior_components(energy, jnp.zeros(3), 2)
+        >>> jnp.allclose(found.variances, jnp.array([3 / 4, 1 / 2]))  # c / (c + sigma^2)
+        Array(True, dtype=bool)
+    """
+    y = _checked(energy, y, chunk_size)
+    d = int(np.prod(energy.event_shape))
+    num_components = check_count("num_components", num_components)
+    if num_components > d:
+        raise ValueError(f"num_components must be at most d = {d}, got {num_components}")
+    max_iterations = check_count("max_iterations", max_iterations)
+    tolerance = check_positive("tolerance", tolerance)
+    batch = check_events("y", y, energy.event_shape)
+    flat = y.reshape(-1, *energy.event_shape)
+    find = partial(
+        _components,
+        energy,
+        num_components=num_components,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    found = in_chunks(lambda y: find(in_dtype_of(energy, y)), (flat,), chunk_size, progress_bar)
+    return PosteriorComponents(*(a.reshape(*batch, *a.shape[1:]) for a in found))
+
+
+@eqx.filter_jit
+def _components(energy, y, num_components, tolerance, max_iterations):
+    d = int(np.prod(energy.event_shape))
+    # The error shrinks like the ratio of the first eigenvalue left out to the last one asked for.
+    size = min(d, 2 * num_components + 5)
+    start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (d, size), y.dtype))[0]
+
+    def rayleigh_ritz(basis, image):
+        values, vectors = jnp.linalg.eigh(basis.T @ image)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        basis, image = basis @ vectors, image @ vectors
+        errors = jnp.linalg.norm(image - basis * values[None], axis=0)
+        # A covariance of zero has every vector for an eigenvector.
+        largest = jnp.maximum(jnp.abs(values[0]), jnp.finfo(y.dtype).tiny)
+        return values, basis, image, errors / largest
+
+    def one(y):
+        product = covariance_product(energy, y)
+        times = jax.vmap(lambda v: product(v.reshape(y.shape)).reshape(-1), 1, 1)
+
+        def step(state):
+            values, basis, image, _, shift, number = state
+            # Else a badly fitted energy's negative variances, if large, would drown the others.
+            shift = jnp.maximum(shift, -values[-1])
+            basis = jnp.linalg.qr(image + shift * basis)[0]
+            return *rayleigh_ritz(basis, times(basis)), shift, number + 1
+
+        def unfinished(state):
+            worst = jnp.max(state[3][:num_components])
+            return (worst > tolerance) & (state[5] < max_iterations)
+
+        begin = rayleigh_ritz(start, times(start))
+        state = (*begin, jnp.zeros((), y.dtype), jnp.ones((), int))
+        values, basis, _, errors, _, _ = jax.lax.while_loop(unfinished, step, state)
+        components = basis.T[:num_components].reshape(num_components, *y.shape)
+        return values[:num_components], components, errors[:num_components]
+
+    return jax.vmap(one)(y)
+
+
+def local_false_sign_rate(
+    energy: AbstractEnergy,
+    y: Observations,
+    *,
+    chunk_size: int = 1024,
+    progress_bar: bool = True,
+) -> Float[Array, "..."]:
+    r"""Lfsr = min(P(X <= 0 given Y=y), P(X >= 0 given Y=y)) of each coordinate, over any batch.
+
+    The probability of being wrong about the sign of X, if one has to name one. A point mass at
+    zero counts on both sides. Exact for a `MixtureEnergy`; of the Gaussian of matched moments for
+    any other energy, which has no mass at zero.
+
+    Args:
+        energy: The energy phi.
+        y: Observations, of shape (*batch, *event_shape).
+        chunk_size: How many of them are worked on at once.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        Probabilities, of y's shape.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
+
+    Reference:
+        Stephens, False discovery rates: a new deal, Biostatistics 18 (2017).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([0.0, 2.0]), sigma=1.0)
+        >>> neb.empirical_bayes.local_false_sign_rate(energy, jnp.array([1.0]))  # P(X = 0)
+        Array([0.5], dtype=float32)
+    """
+    return _over(_lfsr, energy, y, chunk_size, progress_bar)
+
+
+def _over(fn, energy, y, chunk_size, progress_bar, shape=None):
+    """fn(energy, chunk) over any batch; each result has y's shape, or `shape` behind the batch."""
+    y = _checked(energy, y, chunk_size)
+    flat = y.reshape(-1, *energy.event_shape)
+    each = lambda y: fn(energy, in_dtype_of(energy, y))  # noqa: E731
+    out = in_chunks(each, (flat,), chunk_size, progress_bar)
+    shape = y.shape if shape is None else (*check_events("y", y, energy.event_shape), *shape)
+    return jax.tree.map(lambda a: a.reshape(shape), out)
+
+
+def _checked(energy, y, chunk_size):
+    check_energy(energy)
+    check_count("chunk_size", chunk_size)
+    y = check_floats("y", y)
+    check_events("y", y, energy.event_shape)
+    check_finite("y", y, in_jax=True)
+    return y
+
+
+@eqx.filter_jit
+def _means(energy, y):
+    return jax.vmap(energy.denoise)(y)
+
+
+@eqx.filter_jit
+def _variances(energy, y):
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y).variance
+
+    def one(y):
+        product, size = covariance_product(energy, y), y.size
+
+        def along(i):
+            direction = jax.nn.one_hot(i, size, dtype=y.dtype).reshape(y.shape)
+            return product(direction).reshape(-1)[i]
+
+        return jax.lax.map(along, jnp.arange(size), batch_size=_PRODUCTS).reshape(y.shape)
+
+    return jax.vmap(one)(y)
+
+
+@eqx.filter_jit
+def _covariances(energy, y):
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y).covariance_matrix
+
+    def one(y):
+        product = covariance_product(energy, y)
+        row = lambda v: product(v.reshape(y.shape)).reshape(-1)  # noqa: E731
+        matrix = jax.lax.map(row, jnp.eye(y.size, dtype=y.dtype), batch_size=_PRODUCTS)
+        return (matrix + matrix.T) / 2
+
+    return jax.vmap(one)(y)
+
+
+@eqx.filter_jit
+def _intervals(energy, y, probability):
+    return MixturePosterior(energy, y).interval(probability)
+
+
+@eqx.filter_jit
+def _lfsr(energy, y):
+    if isinstance(energy, MixtureEnergy):
+        return MixturePosterior(energy, y).lfsr
+    std = jnp.sqrt(jnp.maximum(_variances(energy, y), jnp.finfo(y.dtype).tiny))
+    return jax.scipy.special.ndtr(-jnp.abs(_means(energy, y)) / std)
+
+
+# How many Jacobian-vector products are made at once for each observation.
+_PRODUCTS = 16

@@ -1,0 +1,453 @@
+"""Normal means: the law of X from noisy observations alone, by nonparametric maximum likelihood."""
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.util import find_stack_level
+from scipy.optimize import nnls
+from scipy.special import logsumexp, softmax
+from tqdm.auto import tqdm
+
+from numpyro_neb._internal.checks import (
+    Numbers,
+    check_count,
+    check_finite,
+    check_key,
+    check_positive,
+    check_reals,
+    check_squares,
+)
+from numpyro_neb.empirical_bayes.posteriors import MixturePosterior
+from numpyro_neb.energies.mixture import MixtureEnergy
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MixtureFit:
+    """A law of X estimated from noisy observations, and what it says of each of them.
+
+    `print` shows it as a table; `to_arviz(fit)` gives ArviZ draws of each X. What is said of the
+    observations is computed in float64, on the host.
+
+    Attributes:
+        energy: The fitted mixture of point masses; at the median of `sigma` where that differs.
+        y: The observations, of shape (n, *event_shape).
+        sigma: The noise of each, of shape (n,).
+        locs: Where the point masses are, of shape (K, *event_shape).
+        weights: What they weigh, of shape (K,).
+        duality_gap: The log-likelihood is at most this far below the best that any weights on the
+            same candidate locations have; NaN for data that the mixture was not fitted to.
+        num_iterations: Newton steps taken.
+    """
+
+    energy: MixtureEnergy
+    y: Float[np.ndarray, "n *event"]
+    sigma: Float[np.ndarray, " n"]
+    locs: Float[np.ndarray, "K *event"]
+    weights: Float[np.ndarray, " K"]
+    duality_gap: float
+    num_iterations: int
+
+    @cached_property
+    def log_likelihoods(self) -> Float[np.ndarray, " n"]:
+        """Log f(y_j), each at its own sigma_j."""
+        return self._kernel.log_density(np.arange(len(self.locs)), self.weights)
+
+    @property
+    def log_likelihood(self) -> float:
+        """The log-likelihood of all of `y`, each at its own sigma: sum_j log f(y_j)."""
+        return float(np.sum(self.log_likelihoods))
+
+    @property
+    def posterior_mean(self) -> Float[np.ndarray, "n *event"]:
+        """E[X given Y=y] of each observation."""
+        return self._moments[0]
+
+    @property
+    def posterior_std(self) -> Float[np.ndarray, "n *event"]:
+        """The standard deviation of X given Y=y, of each observation and coordinate."""
+        return self._moments[1]
+
+    @property
+    def posterior_second_moment(self) -> Float[np.ndarray, "n *event"]:
+        """E[X^2 given Y=y] of each observation and coordinate."""
+        return self.posterior_mean**2 + self.posterior_std**2
+
+    @property
+    def lfsr(self) -> Float[np.ndarray, "n *event"]:
+        """The local false sign rate, min(P(X <= 0), P(X >= 0)) given Y=y."""
+        return self._moments[2]
+
+    @cached_property
+    def _moments(self):
+        locs = self.locs.reshape(len(self.locs), -1)
+        centre = self.weights @ locs
+        columns = np.hstack([locs - centre, (locs - centre) ** 2, locs <= 0, locs >= 0])
+        averages = self._kernel.averages(self.weights, columns)
+        first, second, below, above = np.split(averages, 4, axis=1)
+        std = np.sqrt(np.maximum(second - first**2, 0))
+        results = (centre + first, std, np.minimum(below, above))
+        return tuple(result.reshape(self.y.shape) for result in results)
+
+    @property
+    def _kernel(self):
+        flat = lambda a: a.reshape(len(a), -1)  # noqa: E731
+        return _Kernel(flat(self.y), self.sigma, flat(self.locs))
+
+    @property
+    def posterior(self) -> MixturePosterior:
+        """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`."""
+        y, sigma = jnp.asarray(self.y, float), jnp.asarray(self.sigma, float)
+        return MixturePosterior(self.energy, y, sigma)
+
+    def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
+        """What the fitted law says of other observations.
+
+        Args:
+            y: New observations, of shape (m, *event_shape).
+            sigma: Their noise, a scalar or of shape (m,).
+
+        Returns:
+            The same mixture with the new observations: `posterior_mean` and the rest are theirs, as
+            is `log_likelihood`, the one of held-out data.
+
+        Raises:
+            TypeError: As `fit_mixture`.
+            ValueError: As `fit_mixture`.
+        """
+        y, sigma = _checked(y, sigma)
+        if y.shape[1:] != self.energy.event_shape:
+            shape = _shape("m", self.energy.event_shape)
+            raise ValueError(f"y must have shape {shape}, got {y.shape}")
+        return replace(self, y=y, sigma=sigma, duality_gap=np.nan)
+
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Draws of X given Y=y for each observation, of shape (*shape, n, *event_shape)."""
+        check_key(key)
+        return self.posterior.sample(key, shape)
+
+    def __repr__(self) -> str:
+        weights, n = self.weights, len(self.y)
+        title = f"MixtureFit of {n} observations: log-likelihood {self.log_likelihood:.4f}"
+        if np.isfinite(self.duality_gap):
+            title += f", at most {self.duality_gap:.2g} below the best on its locations"
+        if self.energy.event_shape:
+            return f"{title}\n{len(weights)} point masses"
+        atoms = [f"{w:.3g} at {m:.4g}" for w, m in zip(weights, self.locs, strict=True)]
+        atoms = [*atoms[:6], "...", *atoms[-6:]] if len(atoms) > 12 else atoms
+        columns = ("y", "sigma", "posterior_mean", "posterior_std", "lfsr")
+        rows = list(range(n)) if n <= 10 else [*range(5), *range(n - 5, n)]
+        table = np.stack([getattr(self, c)[rows] for c in columns], 1)
+        body = [
+            f"{row:8}" + "".join(f"{v:16.4g}" for v in values)
+            for row, values in zip(rows, table, strict=True)
+        ]
+        if n > 10:
+            body.insert(5, f"{'...':>8}")
+        header = " " * 8 + "".join(f"{c:>16}" for c in columns)
+        return "\n".join(
+            [title, f"{len(weights)} point masses: " + ", ".join(atoms), header, *body]
+        )
+
+
+def fit_mixture(
+    y: Numbers,
+    sigma: Numbers,
+    *,
+    locs: Numbers | None = None,
+    max_gap: float = 1e-3,
+    max_iterations: int = 200,
+    progress_bar: bool = True,
+) -> MixtureFit:
+    r"""The nonparametric maximum-likelihood estimate of the law of X, from noisy Y alone.
+
+    Y_j = X_j + N(0, sigma_j^2 I), and the X_j are draws of an unknown law: the weights w on the
+    locations m maximise
+
+        sum_j log sum_i w_i N(y_j; m_i, sigma_j^2 I),
+
+    a concave function. Where clean X are at hand take `MixtureEnergy(x, sigma)` or `fit` instead.
+
+    Newton's method on an active set: from the present locations and the local maxima of the
+    gradient g_i = mean_j N(y_j; m_i, ..) / f(y_j), the quadratic model's minimum over w >= 0 is
+    found and a line is searched towards it. It ends where n log max_i g_i, which bounds how far
+    the log-likelihood lies below the best, is less than `max_gap`. It runs in float64 on the CPU,
+    in blocks: memory is that of n numbers for each of the few locations of positive weight.
+
+    Args:
+        y: Observations, of shape (n,), or (n, *event_shape) in several dimensions.
+        sigma: The noise's standard deviation, one for all or one for each, of shape (n,).
+        locs: Where X may be, of shape (K, *event_shape). By default, in one dimension, a uniform
+            grid of 300 over the range of y, finer about observations with a sigma below ten
+            spacings, with zero on it if it is in the range; in several, the observations themselves
+            (where these are few, or the dimensions many, each keeps its own, and nothing shrinks).
+            For sign rates of effects that are either zero or of a size
+            that matters, leave a gap around zero: the data hardly tell zero from a tenth of sigma,
+            and the likelihood will put weight on both.
+        max_gap: The duality gap to reach, in units of the log-likelihood of all data.
+        max_iterations: Newton steps at most.
+        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+
+    Returns:
+        The fit: `energy`, the mixture; `log_likelihood`; `posterior_mean`, `posterior_std`,
+        `posterior_second_moment` and `lfsr` of each observation; `predict` for others.
+
+    Raises:
+        TypeError: If y, sigma, locs or max_gap holds anything but real numbers.
+        ValueError: If y is empty or not finite, sigma is not positive or of another shape, or locs
+            does not fit y.
+
+    Warns:
+        UserWarning: If max_iterations did not suffice, with the gap reached; or if the grid had to
+            be coarser than a fifth of sigma.
+
+    Reference:
+        Kiefer and Wolfowitz, Annals of Mathematical Statistics 27 (1956); Koenker and Mizera, JASA
+        109 (2014), for the dual; Wang, JRSS B 69 (2007), for the constrained Newton method.
+
+    Example:
+        >>> import numpy as np, numpyro_neb as neb
+        >>> rng = np.random.default_rng(0)
+        >>> x = np.where(rng.random(1000) < 0.9, 0.0, 5.0)  # nine in ten are zero
+        >>> y = x + rng.normal(size=1000)
+        >>> fit = neb.fit_mixture(y, 1.0)
+        >>> print(f"{np.sum((y - x) ** 2):.0f}, {np.sum((fit.posterior_mean - x) ** 2):.0f}")
+        1052, 65
+    """
+    y, sigma = _checked(y, sigma)
+    max_gap = check_positive("max_gap", max_gap)
+    max_iterations = check_count("max_iterations", max_iterations)
+    candidates = _candidates(y, sigma, locs)
+    kernel = _Kernel(y.reshape(len(y), -1), sigma, candidates.reshape(len(candidates), -1))
+    with tqdm(total=max_iterations, disable=not progress_bar, delay=1, desc="fit_mixture") as bar:
+        active, weights, gap, steps = _maximise(kernel, max_gap, max_iterations, bar)
+    if gap > max_gap:
+        warnings.warn(
+            f"fit_mixture stopped after max_iterations = {max_iterations} with a duality gap of"
+            f" {gap:.3g}, above max_gap = {max_gap:.3g}",
+            stacklevel=find_stack_level(),
+        )
+    energy = MixtureEnergy(candidates[active], np.median(sigma), np.log(weights))
+    return MixtureFit(energy, y, sigma, candidates[active], weights, gap, steps)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """log N(y_j; m_i, sigma_j^2 I), a block of rows at a time."""
+
+    y: np.ndarray  # (n, d)
+    sigma: np.ndarray  # (n,)
+    locs: np.ndarray  # (K, d)
+
+    def logs(self, rows: Any, columns: Any) -> np.ndarray:
+        y, sigma, locs = self.y[rows], self.sigma[rows, None], self.locs[columns]
+        if y.shape[1] == 1:
+            squares = (y - locs.T) ** 2
+        else:
+            centre = self.locs.mean(0)
+            u, v = y - centre, locs - centre
+            squares = (u**2).sum(1)[:, None] + (v**2).sum(1) - 2 * u @ v.T
+        return -squares / (2 * sigma**2) - y.shape[1] * np.log(sigma * np.sqrt(2 * np.pi))
+
+    def blocks(self, width: int) -> list[slice]:
+        size = max(1, _BLOCK // width)
+        return [slice(i, i + size) for i in range(0, len(self.y), size)]
+
+    def log_density(self, active: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Log f(y_j) of the mixture with these weights on the active locations."""
+        blocks = self.blocks(len(active))
+        parts = [logsumexp(self.logs(b, active), axis=1, b=weights) for b in blocks]
+        return np.concatenate(parts)
+
+    def averages(self, weights: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The posterior expectations of columns, numbers for each location, given each y_j."""
+        everything = slice(None)
+        blocks = self.blocks(len(self.locs))
+        parts = [softmax(self.logs(b, everything) + np.log(weights), axis=1) for b in blocks]
+        return np.concatenate([part @ columns for part in parts])
+
+    def ratios(self, active: np.ndarray, log_f: np.ndarray) -> np.ndarray:
+        """N(y_j; m_i, sigma_j^2 I) / f(y_j) of the active locations, of shape (n, k)."""
+        parts = [self._ratio(block, active, log_f) for block in self.blocks(len(active))]
+        return np.concatenate(parts)
+
+    def gradient(self, log_f: np.ndarray) -> np.ndarray:
+        """g_i, the mean over j of the ratio, for all locations."""
+        everything = slice(None)
+        blocks = self.blocks(len(self.locs))
+        total = sum(self._ratio(block, everything, log_f).sum(0) for block in blocks)
+        return np.asarray(total) / len(self.y)
+
+    def _ratio(self, rows, columns, log_f):
+        logs = self.logs(rows, columns)
+        logs -= log_f[rows, None]
+        return np.exp(np.minimum(logs, _HIGHEST, out=logs), out=logs)
+
+
+# Numbers in a block: it fits in a core's cache.
+_BLOCK = 2**18
+# The square of exp() of it, summed over the data, is still finite.
+_HIGHEST = 300.0
+
+
+def _maximise(kernel, max_gap, max_iterations, bar):
+    """The active locations, their weights, the duality gap, and the steps taken."""
+    n, gap, steps = len(kernel.y), np.inf, 0
+    active, weights = _start(kernel)
+    for steps in range(max_iterations + 1):
+        log_f = kernel.log_density(active, weights)
+        gradient = kernel.gradient(log_f)
+        gap = n * max(0.0, float(np.log(gradient.max())))
+        bar.set_postfix(
+            {"log-likelihood": f"{log_f.sum():.4f}", "gap": f"{gap:.3g}"}, refresh=False
+        )
+        if gap <= max_gap or steps == max_iterations:
+            break
+        bar.update()
+        wider = np.union1d(active, _rising(kernel, gradient, active))
+        start = np.zeros(len(wider))
+        start[np.searchsorted(wider, active)] = weights
+        ratios = kernel.ratios(wider, log_f)
+        weights = _newton_step(ratios, start)
+        active, weights = wider[weights > 0], weights[weights > 0]
+    return active, weights, gap, steps
+
+
+def _start(kernel):
+    """Locations near all observations; in several dimensions those that stand out after some EM."""
+    count = len(kernel.locs)
+    if kernel.locs.shape[1] == 1:
+        # The one next to each observation, or to one in the same two sigmas.
+        y, locs = kernel.y[:, 0], kernel.locs[:, 0]
+        octave = np.floor(np.log2(kernel.sigma))
+        cells = np.stack([octave, np.round(y / 2.0 ** (octave + 1))], axis=1)
+        chosen = np.unique(cells, axis=0, return_index=True)[1]
+        middle = (locs[1:] + locs[:-1]) / 2
+        active = np.unique(np.searchsorted(middle, y[chosen]))
+        return active, np.full(len(active), 1 / len(active))
+    weights = np.full(count, 1 / count)
+    for _ in range(10):
+        weights *= kernel.gradient(kernel.log_density(np.arange(count), weights))
+    active = np.flatnonzero(weights >= 0.5 / count)
+    return active, weights[active] / weights[active].sum()
+
+
+def _rising(kernel, gradient, active):
+    """Locations to take in: the gradient's local maxima that would raise the likelihood."""
+    if kernel.locs.shape[1] == 1:
+        padded = np.concatenate([[-np.inf], gradient, [-np.inf]])
+        peaks = (gradient >= padded[:-2]) & (gradient >= padded[2:])
+    else:
+        # The highest in the neighbourhood of each active location.
+        nearest = np.argmin(_squares(kernel.locs, kernel.locs[active]), axis=1)
+        order = np.lexsort((-gradient, nearest))
+        peaks = np.zeros(len(gradient), bool)
+        peaks[order[np.unique(nearest[order], return_index=True)[1]]] = True
+    return np.flatnonzero(peaks & (gradient > 1))
+
+
+def _squares(a, b):
+    return (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+
+
+def _newton_step(ratios, start):
+    """New weights on the same locations, whose likelihood is higher.
+
+    With p = ratios @ u, log p is close to (p - 1) - (p - 1)^2 / 2: the minimum over u >= 0 of
+    u'Hu/2 - (2g - 1)'u is a problem of non-negative least squares.
+    """
+    n = len(ratios)
+    values, vectors = np.linalg.eigh(ratios.T @ ratios / n)
+    roots = np.sqrt(np.maximum(values, 1e-12 * values[-1]))
+    gradient = ratios.mean(0)
+    target = vectors.T @ (2 * gradient - 1) / roots
+    expected = start * gradient  # a step of expectation maximisation, which never does harm
+    try:
+        goal, _ = nnls(roots[:, None] * vectors.T, target, maxiter=100 * len(start))
+    except RuntimeError:  # it has a limit of iterations
+        return expected / expected.sum()
+    if not goal.sum() > 0:
+        return expected / expected.sum()
+    direction = goal / goal.sum() - start
+    change = ratios @ direction
+    slope, step = change.sum(), 1.0
+    # No observation may lose most of its likelihood at once: far out the model is no good.
+    while step > 1e-12:
+        factors = 1 + step * change
+        if factors.min() > 0.05 and np.log(factors).sum() >= 1e-4 * step * slope:
+            break
+        step /= 2
+    else:
+        return expected / expected.sum()
+    weights = np.maximum(start + step * direction, 0)
+    weights[weights < 1e-14] = 0
+    return weights / weights.sum()
+
+
+def _candidates(y, sigma, locs):
+    if locs is not None:
+        locs = np.asarray(check_reals("locs", locs), float)
+        if locs.ndim != y.ndim or locs.shape[1:] != y.shape[1:] or len(locs) == 0:
+            raise ValueError(f"locs must have shape {_shape('K', y.shape[1:])}, got {locs.shape}")
+        check_finite("locs", locs, in_jax=True)
+        check_squares("locs", locs, sigma.min())
+        return np.unique(locs, axis=0)
+    if y.ndim > 1:
+        return np.unique(y, axis=0)
+    low, high = y.min(), y.max()
+    if high - low <= 1e-300:  # a grid would have no spacing
+        return np.asarray([low])
+    coarser, locs = 1.0, _grid(y, sigma, 1.0)
+    while len(locs) > max(3000, 2e7 / len(y)):
+        coarser *= 2
+        locs = _grid(y, sigma, coarser)
+    if coarser > 2:
+        warnings.warn(
+            f"locs would be too many at a tenth of sigma: the grid's spacing is {coarser / 10:g}"
+            " sigma, and the likelihood may lie below the best by more than the duality gap",
+            stacklevel=find_stack_level(),
+        )
+    return locs
+
+
+def _grid(y, sigma, coarser):
+    """A coarse grid over the range of y, halved about each observation down to a tenth of sigma."""
+    low, high = y.min(), y.max()
+    widest = (high - low) / 300
+    # Multiples of the spacing: zero, a common truth, is one of them if it is in the range.
+    parts = [np.arange(np.floor(low / widest), np.ceil(high / widest) + 1)]
+    octaves = np.floor(np.log2(sigma))
+    for octave in np.unique(octaves):
+        finest = 0.1 * coarser * 2.0**octave
+        if finest >= widest:
+            continue
+        # Halvings of one grid: locations of different octaves coincide, or lie well apart.
+        share = 0.5 ** np.ceil(np.log2(widest / finest))
+        cells = np.unique(np.round(y[octaves == octave] / (widest * share)))
+        near = np.arange(-int(80 / coarser), int(80 / coarser) + 1)
+        parts.append(np.unique((cells[:, None] + near).ravel()) * share)
+    locs = widest * np.unique(np.concatenate(parts))
+    return locs[(locs > low - widest) & (locs < high + widest)]
+
+
+def _shape(first, rest):
+    return f"({first}, {', '.join(map(str, rest))})" if rest else f"({first},)"
+
+
+def _checked(y, sigma):
+    y = np.asarray(check_reals("y", y), float)
+    sigma = np.asarray(check_reals("sigma", sigma), float)
+    if y.ndim == 0 or y.size == 0:
+        raise ValueError(f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
+    check_finite("y", y, in_jax=True)
+    if sigma.shape not in ((), (len(y),)):
+        raise ValueError(f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
+    if not np.all(np.isfinite(sigma) & (sigma > 0)):
+        wrong = sigma[~(np.isfinite(sigma) & (sigma > 0))]
+        raise ValueError(f"sigma must be positive and finite, got {wrong[0]}")
+    check_squares("y", y, sigma.min())
+    return y, np.broadcast_to(sigma, (len(y),))

@@ -1,0 +1,21 @@
+"""Energies: phi(y), with f(y) proportional to exp(-phi(y)) the density of the smoothed signal.
+
+Everything after training sees only an `AbstractEnergy`: a learned network, an exact mixture and a
+custom module are interchangeable.
+"""
+
+from numpyro_neb.energies.base import AbstractEnergy, Frozen, initial_position, trainable
+from numpyro_neb.energies.conditional import ConditionalEnergy
+from numpyro_neb.energies.mixture import MixtureEnergy
+from numpyro_neb.energies.network import NetworkEnergy, ResidualEnergy
+
+__all__ = [
+    "AbstractEnergy",
+    "ConditionalEnergy",
+    "Frozen",
+    "MixtureEnergy",
+    "NetworkEnergy",
+    "ResidualEnergy",
+    "initial_position",
+    "trainable",
+]

@@ -1,0 +1,8 @@
+"""Is the energy right? Its walk, its density and its jumps against held-out data."""
+
+from numpyro_neb.evaluation.baselines import Baseline
+from numpyro_neb.evaluation.measurement import evaluate
+from numpyro_neb.evaluation.two_sample import PairedTest, paired_test
+from numpyro_neb.evaluation.verdicts import Evaluation
+
+__all__ = ["Baseline", "Evaluation", "PairedTest", "evaluate", "paired_test"]

@@ -1,0 +1,26 @@
+"""Integrators of Langevin dynamics: one step, pure. Steps and frictions are in units of sigma."""
+
+from numpyro_neb.integrators.base import (
+    AbstractIntegrator,
+    Target,
+    WalkState,
+    accept_prob,
+    metropolis,
+    walk,
+)
+from numpyro_neb.integrators.overdamped import MALA, ULA
+from numpyro_neb.integrators.underdamped import ABOBA, BAOAB, GHMC
+
+__all__ = [
+    "ABOBA",
+    "BAOAB",
+    "GHMC",
+    "MALA",
+    "ULA",
+    "AbstractIntegrator",
+    "Target",
+    "WalkState",
+    "accept_prob",
+    "metropolis",
+    "walk",
+]

@@ -1,0 +1,193 @@
+"""Langevin dynamics: what a step is, and a walk. Steps and frictions are in units of sigma."""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from numpyro_neb._internal.checks import check_count
+from numpyro_neb._internal.convolutions import for_compiled_loops
+
+
+class Target(NamedTuple):
+    """The law that a walk has, exp(-potential), and the scale on which it moves.
+
+    Attributes:
+        potential: The potential energy of one position, phi for a walk on an energy.
+        unit: The unit of length: sigma, or an array that broadcasts against the position. A
+            coordinate whose unit is zero stays where it is.
+        max_score: Where not None, the force unit * gradient is cut to a norm of
+            max_score * sqrt(d), d the number of coordinates that move. A true score of sigma has a
+            root mean square norm of at most sqrt(d), so that 1 to 3 cuts only what a network gets
+            wrong. An infinite or NaN force is not cut: the walk is marked diverging.
+    """
+
+    potential: Callable[[Float[Array, "..."]], Float[Array, ""]]
+    unit: Float[Array, "..."] | float = 1.0
+    max_score: float | None = None
+
+    def __call__(self, y: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, "..."]]:
+        """The potential at y and its gradient, never cut."""
+        return jax.value_and_grad(for_compiled_loops(self.potential))(y)
+
+    def force(self, gradient: Float[Array, "..."]) -> Float[Array, "..."]:
+        """What moves the walk: the gradient per unit of length, cut to `max_score`."""
+        scaled = self.unit * gradient
+        if self.max_score is None:
+            return scaled
+        limit = self.max_score * jnp.sqrt(jnp.sum(jnp.broadcast_to(self.unit, scaled.shape) > 0))
+        # By the largest component, whose square may overflow; an infinite one stays as it is.
+        largest = jnp.max(jnp.abs(scaled))
+        largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        norm = largest * jnp.sqrt(jnp.sum((scaled / largest) ** 2))
+        return scaled * jnp.minimum(1, (limit / norm).astype(scaled.dtype))
+
+    def noise(self, key: PRNGKeyArray, y: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Standard normal, of y's shape; zero where the unit is."""
+        noise = jax.random.normal(key, y.shape, y.dtype)
+        return noise if jnp.ndim(self.unit) == 0 else jnp.where(self.unit > 0, noise, 0)
+
+
+class WalkState(NamedTuple):
+    """Where a walk is.
+
+    Attributes:
+        position: y.
+        velocity: v, with unit mass, in units of length per time; None for an overdamped walk.
+        potential: The potential at y.
+        gradient: Its gradient, kept so that the next step and the jump cost no network call.
+    """
+
+    position: Float[Array, "..."]
+    velocity: Float[Array, "..."] | None
+    potential: Float[Array, ""]
+    gradient: Float[Array, "..."]
+
+    @property
+    def energy(self) -> Float[Array, ""]:
+        """The Hamiltonian, potential + norm(v)^2 / 2; the potential for an overdamped walk."""
+        if self.velocity is None:
+            return self.potential
+        return self.potential + kinetic(self.velocity)
+
+
+class AbstractIntegrator(eqx.Module):
+    """One step of a Markov chain with exp(-potential) as its law, or near it.
+
+    The true Hess phi is at most I / sigma^2 in every direction, so that a step in units of sigma
+    is stable, or not, whatever the energy.
+
+    Attributes:
+        step_size: The step, in units of length (sigma).
+        target_accept_prob: The acceptance rate that warm-up tunes a Metropolis integrator's step
+            to; None for one without a Metropolis test.
+    """
+
+    step_size: eqx.AbstractVar[float | Float[Array, ""]]
+    target_accept_prob: ClassVar[float | None] = None
+
+    @abc.abstractmethod
+    def init(self, target: Target, position: Float[Array, "..."], key: PRNGKeyArray) -> WalkState:
+        """The state of a walk that begins at `position`.
+
+        Args:
+            target: The law and the unit of length.
+            position: The first y.
+            key: A JAX random key.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self, target: Target, state: WalkState, key: PRNGKeyArray
+    ) -> tuple[WalkState, Float[Array, ""]]:
+        """One step of the walk, one gradient.
+
+        Args:
+            target: The law and the unit of length.
+            state: Where the walk is.
+            key: A JAX random key.
+
+        Returns:
+            The next state, and the energy error of the step (of the proposal, where there is
+            one): minus the logarithm of its Metropolis ratio, zero for an exact flow.
+        """
+
+    def observe(self, target: Target, state: WalkState) -> WalkState:
+        """The state as it is recorded, with the gradient that the jump needs."""
+        del target
+        return state
+
+    def score(self, energy_error: Float[Array, ""]) -> Float[Array, ""] | None:
+        """How good a step was, between 0 and 1; None where nothing says so.
+
+        For a Metropolis integrator it is the acceptance probability.
+        """
+        return None if self.target_accept_prob is None else accept_prob(energy_error)
+
+
+def metropolis(
+    key: PRNGKeyArray, state: WalkState, proposal: WalkState, energy_error: Float[Array, ""]
+) -> WalkState:
+    """The proposal with probability min(1, exp(-energy_error)), or else the state, turned back.
+
+    Args:
+        key: A JAX random key.
+        state: Where the walk is.
+        proposal: Where it would go. It is rejected where its energy error is NaN.
+        energy_error: Minus the logarithm of the Metropolis ratio.
+
+    Returns:
+        The next state; after a rejection its velocity has the opposite sign.
+    """
+    accepted = jax.random.exponential(key, dtype=energy_error.dtype) > energy_error
+    velocity = None if state.velocity is None else -state.velocity
+    turned = state._replace(velocity=velocity)
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, turned)
+
+
+def accept_prob(energy_error: Float[Array, ""]) -> Float[Array, ""]:
+    """The acceptance probability min(1, exp(-energy_error)); zero for NaN."""
+    return jnp.where(jnp.isnan(energy_error), 0, jnp.exp(-jnp.maximum(energy_error, 0)))
+
+
+def walk(
+    integrator: AbstractIntegrator,
+    target: Target,
+    state: WalkState,
+    key: PRNGKeyArray,
+    num_steps: int,
+) -> tuple[WalkState, Float[Array, ""] | None]:
+    """`num_steps` steps of a walk, compiled as one loop.
+
+    Args:
+        integrator: The step.
+        target: The law and the unit of length.
+        state: Where the walk is, from `integrator.init`.
+        key: A JAX random key.
+        num_steps: How many steps.
+
+    Returns:
+        The last state, and the mean over the steps of `integrator.score`.
+
+    Raises:
+        ValueError: If num_steps is not a positive int.
+    """
+    if check_count("num_steps", num_steps) == 1:
+        state, energy_error = integrator.step(target, state, key)
+        return state, integrator.score(energy_error)
+
+    def body(state, key):
+        state, energy_error = integrator.step(target, state, key)
+        return state, integrator.score(energy_error)
+
+    state, scores = jax.lax.scan(body, state, jax.random.split(key, num_steps))
+    return state, None if scores is None else jnp.mean(scores)
+
+
+def kinetic(velocity: Float[Array, "..."]) -> Float[Array, ""]:
+    """The kinetic energy of a unit mass, norm(v)^2 / 2."""
+    return jnp.sum(velocity**2) / 2

@@ -1,0 +1,199 @@
+"""Flax modules as networks: see `networks.from_nnx` and `networks.from_linen`."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from numpyro_neb._internal.checks import kind
+from numpyro_neb._internal.named_functions import find_function, function_name
+from numpyro_neb.energies.base import Frozen
+
+if TYPE_CHECKING:
+    from flax import linen, nnx
+
+
+class _FlaxNetwork(eqx.Module):
+    params: PyTree
+    rest: Frozen
+
+    def __getstate__(self) -> bytes:
+        # A module's activations are no leaves, so an energy can't see to their pickling.
+        stream = io.BytesIO()
+        _Pickler(stream).dump(dict(vars(self)))
+        return stream.getvalue()
+
+    def __setstate__(self, state: bytes) -> None:
+        for name, value in pickle.loads(state).items():
+            object.__setattr__(self, name, value)
+
+
+class NNXNetwork(_FlaxNetwork):
+    """A Flax NNX module as an Equinox one, in inference mode: what `from_nnx` returns.
+
+    Attributes:
+        params: The module's `nnx.Param`, which train.
+        rest: All else it holds: batch statistics, the state of random numbers. It never changes.
+        graphdef: NNX's description of the module.
+    """
+
+    graphdef: Any = eqx.field(static=True)
+
+    def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
+        """The module's output for one y."""
+        from flax import nnx
+
+        return nnx.merge(self.graphdef, self.params, _unstored(self.rest.value))(y)
+
+
+class LinenNetwork(_FlaxNetwork):
+    """A Flax Linen module with its variables as an Equinox module: what `from_linen` returns.
+
+    Attributes:
+        params: The collection "params", which trains.
+        rest: The other collections, which never change.
+        module: The Linen module.
+    """
+
+    module: Any = eqx.field(static=True)
+
+    def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
+        """The module's output for one y."""
+        return self.module.apply({"params": self.params, **_unstored(self.rest.value)}, y)
+
+
+def from_nnx(module: "nnx.Module") -> NNXNetwork:
+    """A Flax NNX module as a network for an energy.
+
+    Its `nnx.Param` train. Everything else, batch statistics among it, stays as it is, and the
+    module is evaluated in inference mode (`module.eval()`, on a copy): an energy has one value.
+    `save` writes such an energy, and `load(path, like=energy)` reads it.
+
+    Args:
+        module: Maps one array of the event shape, without a batch, to what the energy asks for. It
+            is not changed.
+
+    Returns:
+        The network, which pickles where the module's own attributes do.
+
+    Raises:
+        TypeError: If `module` is no instance of `flax.nnx.Module`.
+        ValueError: If it has no `nnx.Param`, as a lazy module before its initialisation, or shapes
+            in place of arrays, as from `nnx.eval_shape`.
+        ImportError: If Flax is not installed.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> from flax import nnx
+        >>> linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        >>> energy = neb.ResidualEnergy(neb.networks.from_nnx(linear), 0.5, (2,))
+        >>> energy(jnp.zeros(2))
+        Array(0., dtype=float32)
+    """
+    from flax import nnx
+
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"module must be an instance of flax.nnx.Module, got {kind(module)}")
+    module = nnx.clone(module)
+    module.eval()
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    params = _stored("module", params)
+    _check_initialised("module", params)
+    return NNXNetwork(params, Frozen(_stored("module", rest)), graphdef)
+
+
+def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNetwork:
+    """A Flax Linen module and its variables as a network for an energy.
+
+    The collection "params" trains; the others stay as they are. Configure the module for inference
+    (`deterministic=True`, `use_running_average=True`): it is applied without random numbers, and
+    nothing is mutable. `save` writes such an energy, and `load(path, like=energy)` reads it.
+
+    Args:
+        module: Maps one array of the event shape, without a batch, to what the energy asks for.
+        variables: What `module.init(key, y)` returned.
+
+    Returns:
+        The network. It pickles where `module` does: a layer of Linen's own does not, since its
+        fields hold local functions, but a module that makes layers in `setup` or under
+        `@linen.compact` does.
+
+    Raises:
+        TypeError: If `module` is no instance of `flax.linen.Module`.
+        ValueError: If variables has no collection "params", or an empty one, or holds shapes in
+            place of arrays, as from `jax.eval_shape`.
+        ImportError: If Flax is not installed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> from flax import linen
+        >>> dense = linen.Dense(2)
+        >>> variables = dense.init(jax.random.key(0), jnp.zeros(2))
+        >>> energy = neb.ResidualEnergy(neb.networks.from_linen(dense, variables), 0.5, (2,))
+        >>> energy(jnp.zeros(2))
+        Array(0., dtype=float32)
+    """
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise TypeError(f"module must be an instance of flax.linen.Module, got {kind(module)}")
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(
+            'variables must be what module.init returned, with a collection "params",'
+            f" got {sorted(variables) if isinstance(variables, Mapping) else kind(variables)}"
+        )
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    params = _stored("variables", variables["params"])
+    _check_initialised("variables", params)
+    return LinenNetwork(params, Frozen(_stored("variables", rest)), module.clone(parent=None))
+
+
+class _Key(eqx.Module):
+    """A typed random key by its bits, which a file holds."""
+
+    bits: Array
+    generator: str = eqx.field(static=True)
+
+
+def _stored(name, tree):
+    """`tree` with a JAX array for each leaf: a checkpoint's are NumPy's, which `save` passes by."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ValueError(f"{name} must hold arrays, got shapes alone: initialise, not eval_shape")
+
+    def store(leaf):
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return _Key(jax.random.key_data(leaf), str(jax.random.key_impl(leaf)))
+        return leaf
+
+    return jax.tree.map(store, tree)
+
+
+def _unstored(tree):
+    is_key = lambda node: isinstance(node, _Key)  # noqa: E731
+    return jax.tree.map(
+        lambda node: (
+            jax.random.wrap_key_data(node.bits, impl=node.generator) if is_key(node) else node
+        ),
+        tree,
+        is_leaf=is_key,
+    )
+
+
+def _check_initialised(name, params):
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{name} must hold parameters, got none: initialise a lazy module first")
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles functions of jax.nn by their public names, as an energy does its leaves."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        name = function_name(obj)
+        return NotImplemented if name is None else (find_function, (name,))

@@ -1,0 +1,83 @@
+"""A multilayer perceptron on events of any shape."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from numpyro_neb._internal.checks import (
+    check_choice,
+    check_count,
+    check_function,
+    check_key,
+    check_sizes,
+)
+
+
+class MLP(eqx.Module):
+    """A multilayer perceptron on events of any shape, flattened inside.
+
+    Args:
+        event_shape: The shape of the input.
+        out: "event" for an output of the input's shape (what `ResidualEnergy` takes), "scalar" for
+            a scalar (`NetworkEnergy`).
+        width_size: The width of each hidden layer.
+        depth: The number of hidden layers.
+        activation: The activation between layers; the smooth ReLU u / (1 + exp(-u)) of NEB by
+            default. An energy has to be smooth: with `jax.nn.relu`, phi has no Hessian.
+        conditional: Whether it takes a scalar t beside y, as the network of a `ConditionalEnergy`
+            does.
+        key: A JAX random key, for the initial weights.
+
+    Raises:
+        TypeError: If activation is not callable, or key is no random key.
+        ValueError: If `out` is neither "event" nor "scalar", a size is not a positive int (depth
+            may be zero), or t is missing or not wanted.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> mlp = neb.networks.MLP((8, 8), "event", width_size=32, depth=2, key=jax.random.key(0))
+        >>> mlp(jnp.zeros((8, 8))).shape
+        (8, 8)
+    """
+
+    layers: eqx.nn.MLP
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    out: Literal["event", "scalar"] = eqx.field(static=True)
+    conditional: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        out: Literal["event", "scalar"] = "event",
+        *,
+        width_size: int,
+        depth: int,
+        activation: Callable = jax.nn.silu,
+        conditional: bool = False,
+        key: PRNGKeyArray,
+    ):
+        check_choice("out", out, ("event", "scalar"))
+        check_function("activation", activation)
+        check_key(key)
+        self.event_shape = check_sizes("event_shape", event_shape)
+        self.out, self.conditional = out, conditional
+        width_size, depth = check_count("width_size", width_size), check_count("depth", depth, 0)
+        size = prod(self.event_shape)
+        out_size = size if out == "event" else "scalar"
+        in_size = size + conditional
+        self.layers = eqx.nn.MLP(in_size, out_size, width_size, depth, activation, key=key)
+
+    def __call__(
+        self, y: Float[Array, "*event"], t: Float[Array, ""] | None = None
+    ) -> Float[Array, "..."]:
+        """The network's output for one y of shape `event_shape`, and one t if it is conditional."""
+        if (t is not None) != self.conditional:
+            raise ValueError(f"t must be given if and only if conditional={self.conditional}")
+        flat = y.reshape(-1)
+        out = self.layers(flat if t is None else jnp.append(flat, t))
+        return out.reshape(self.event_shape) if self.out == "event" else out

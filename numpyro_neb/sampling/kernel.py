@@ -1,0 +1,413 @@
+"""Walk-jump sampling as a NumPyro MCMC kernel."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import identity, is_prng_key
+
+from numpyro_neb._internal.checks import check_count, check_function, check_positive
+from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.integrators.adaptation import Adaptation
+from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState, walk
+from numpyro_neb.integrators.underdamped import BAOAB
+from numpyro_neb.sampling.targets import EnergyDensity, ModelDensity
+
+
+class WalkJumpState(NamedTuple):
+    """The state of a walk-jump chain; `vectorized` chains have a leading dimension.
+
+    Attributes:
+        draw: {"y": the walk, "x": the jump y - sigma^2 grad phi(y)}; for a model, its sites.
+        walk: The integrator's state.
+        unit: The unit of length of each coordinate, sigma / sqrt(inverse_temperature).
+        lp: The log density of the walk's law up to a constant, -inverse_temperature * phi(y).
+        energy: The Hamiltonian -lp + norm(v)^2 / 2; -lp for an overdamped walk.
+        acceptance_rate: The mean acceptance probability of the draw's steps; None without a
+            Metropolis test.
+        step_size: The integrator's step times sigma / sqrt(inverse_temperature): in the data's
+            units where no mass matrix is tuned, and else before that.
+        diverging: Whether the walk has left the finite numbers.
+        num_diverging: How many draws have, so far.
+        adaptation: What warm-up has tuned; None where nothing is.
+        rng_key: The random key of the next draw.
+    """
+
+    draw: dict[str, Float[Array, "..."]]
+    walk: WalkState
+    unit: Float[Array, "..."]
+    lp: Float[Array, "..."]
+    energy: Float[Array, "..."]
+    acceptance_rate: Float[Array, "..."] | None
+    step_size: Float[Array, "..."]
+    diverging: Bool[Array, "..."]
+    num_diverging: Int[Array, "..."]
+    adaptation: Adaptation | None
+    rng_key: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WalkJumpKernel(MCMCKernel):
+    r"""Walks on the smoothed density f(y) ∝ exp(-phi(y)), and jumps to x = E[X given Y=y].
+
+    A draw is `{"y": y, "x": x_hat(y)}`: y the state of the Langevin walk, x the jump from it,
+    y - sigma^2 grad phi(y), which is read off the gradient of the last step and costs nothing.
+    The law of the jumps is narrower than that of X: Var(x) = Var(X) - E Cov(X given Y).
+
+    Chains start from N(loc, scale^2 + sigma^2), or from the `init_params` given to `MCMC.run`: an
+    array of shape (num_chains, *event_shape), without the first axis for one chain. Any
+    `chain_method` works; "vectorized" is the fastest on one device. Extra fields are those of
+    `WalkJumpState`; "lp", "energy", "step_size" and "diverging" are always recorded, and
+    "acceptance_rate" for Metropolis integrators. `extra_fields=("~draw.y",)` keeps the jumps only.
+
+    With `model` the walk is on the joint density of a model's latent sites, unconstrained. A draw
+    holds the constrained sites under their own names, the deterministic ones, and `<site>_jump`
+    for each latent `SmoothedDensity` site: y - sigma^2 grad phi(y) of that site's own energy,
+    which costs one more gradient for each recorded draw. That is E[X given y, data] where the data
+    depend on y only. Steps are in that site's sigma. `init_params` are a dict of unconstrained
+    values, as for NUTS. The kernel can be a block of `numpyro.infer.Gibbs`.
+
+    Nothing is tuned on an energy unless asked for: the default step is near the best on any
+    smoothed density. A model whose latent sites are not all `SmoothedDensity` is tuned; switch
+    `adapt_step_size` on too where the data pin y down more sharply than sigma.
+
+    A walk that meets NaN or infinity stays there. Its draws are marked `diverging`, and counted in
+    the progress bar and by `print_summary`: take a smaller step, or a Metropolis integrator.
+
+    NumPyro compiles its loop anew at every `run` with `progress_bar=False`, and not with the bar
+    on, where each recorded draw costs about 0.1 ms instead; with `num_steps` of 10 or more that is
+    next to nothing.
+
+    Args:
+        energy: The energy phi; or else give `model`.
+        model: A NumPyro model; or else give `energy`.
+        integrator: The step of the walk. The default, `BAOAB()` (step sigma, friction 0.2/sigma),
+            needs no tuning on a smoothed density.
+        num_steps: Steps of the walk between two draws.
+        inverse_temperature: beta of the walk's law exp(-beta phi); the jump stays that of phi. The
+            unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
+        frozen: A boolean array of the event shape: True where y keeps the value of `init_params`
+            while the rest is drawn from f(rest given frozen): in-painting. With an energy only.
+        max_score: Where not None, the force of a step, norm(grad phi) times the unit of length, is
+            cut to max_score * sqrt(d), d the coordinates that move: see `integrators.Target`.
+        adapt_step_size: Whether warm-up tunes the step and the friction: see
+            `adaptation.Adaptation`. By default only for a model with sites of unknown scale.
+        adapt_mass_matrix: Whether warm-up makes each coordinate's standard deviation its unit. By
+            default only for such a model, where the step is tuned.
+        target_accept_prob: The acceptance rate that a Metropolis integrator's step is tuned to;
+            by default 0.574 for MALA, 0.9 for GHMC.
+        max_bias: The relative bias of the variances of y, on the mean over the coordinates, that an
+            unadjusted integrator's step is tuned to stay below.
+        init_strategy: One of NumPyro's, for the sites of a model that are no `SmoothedDensity`.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy` (the message says how to wrap it), `model` not
+            callable, or `integrator` no integrator.
+        ValueError: If both or neither of energy and model are given, a number is out of its range,
+            frozen has another shape than the event, or init_params another than above or is not
+            finite.
+        FloatingPointError: If phi or its gradient is not finite where a walk starts.
+
+    Reference:
+        NEB algorithm 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> from numpyro.infer import MCMC
+        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), sigma=0.5)
+        >>> kernel = neb.WalkJumpKernel(energy, num_steps=5)
+        >>> mcmc = MCMC(kernel, num_warmup=10, num_samples=100, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> {name: draws.shape for name, draws in mcmc.get_samples().items()}
+        {'x': (100, 2), 'y': (100, 2)}
+    """
+
+    energy: AbstractEnergy | None = None
+    _: dataclasses.KW_ONLY
+    model: Callable | None = None
+    integrator: AbstractIntegrator = BAOAB()  # noqa: RUF009 (frozen, and holds plain floats)
+    num_steps: int = 1
+    inverse_temperature: float = 1.0
+    frozen: Bool[Array, "*event"] | Bool[np.ndarray, "*event"] | None = None
+    max_score: float | None = None
+    adapt_step_size: bool | None = None
+    adapt_mass_matrix: bool | None = None
+    target_accept_prob: float | None = None
+    max_bias: float = 0.05
+    init_strategy: Callable = init_to_uniform
+
+    # NumPyro calls init again, to no use, where a run goes on and the kernel has no such thing.
+    _sample_fn = True
+
+    def __post_init__(self):
+        if (self.energy is None) == (self.model is None):
+            raise ValueError("one of energy and model must be given, and not both")
+        if self.model is None:
+            check_energy(self.energy)
+        else:
+            check_function("model", self.model)
+        check_function("init_strategy", self.init_strategy)
+        if not isinstance(self.integrator, AbstractIntegrator):
+            raise TypeError(
+                "integrator must be one of numpyro_neb.integrators, as in BAOAB(step_size=1.0),"
+                f" got {self.integrator!r}"
+            )
+        # As plain numbers, which compare, hash and are written to files.
+        object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
+        self._check_numbers()
+        self._check_frozen()
+
+    @property
+    def sample_field(self) -> str:
+        """The field of the state that `MCMC.get_samples` returns."""
+        return "draw"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The fields of the state that `MCMC` always records."""
+        fields = ("draw", "diverging", "lp", "energy", "step_size")
+        metropolis = self.integrator.target_accept_prob is not None
+        return (*fields, "acceptance_rate") if metropolis else fields
+
+    def init(
+        self,
+        rng_key: Array,
+        num_warmup: int,
+        init_params: Any,
+        model_args: tuple = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> WalkJumpState:
+        """The first state, from `init_params` or a random position."""
+        walker = self._walker(model_args, model_kwargs, num_warmup)
+        batched = not is_prng_key(rng_key)
+        if init_params is not None:
+            chains = rng_key.shape[:1] if batched else ()
+            init_params = walker.density.position(init_params, chains)
+        # A model's arguments would be constants of a compiled function: compiled anew each time.
+        first = _first_state if self.model is not None else _compiled_first_state
+        state = first(walker, rng_key, init_params)
+        _check_start("energy" if self.model is None else "model", state)
+        return state
+
+    def sample(
+        self,
+        state: WalkJumpState,
+        model_args: tuple = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> WalkJumpState:
+        """The next state: `num_steps` steps of the walk, and the jump."""
+        walker = self._walker(model_args, model_kwargs)
+        if is_prng_key(state.rng_key):
+            return walker.sample(state)
+        return jax.vmap(walker.sample)(state)
+
+    def refresh(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state: WalkJumpState, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> WalkJumpState:
+        """The state with all that the model's arguments determine computed anew, for `Gibbs`."""
+        return self._walker(model_args, model_kwargs).refresh(state)
+
+    def wrap_model(self, wrapper: Callable) -> "WalkJumpKernel":
+        """This kernel on `wrapper(model)`; without a model, the kernel itself."""
+        if self.model is None:
+            return self
+        return dataclasses.replace(self, model=wrapper(self.model))
+
+    def get_constrain_fn(
+        self, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> Callable[[dict], dict]:
+        """The identity: a draw is constrained already."""
+        del model_args, model_kwargs
+        return identity
+
+    def get_diagnostics_str(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state: WalkJumpState
+    ) -> str:
+        """What the progress bar shows beside itself."""
+        parts = [f"step size {float(state.step_size):.2e}"]
+        if state.acceptance_rate is not None:
+            parts.append(f"acc. prob={float(state.acceptance_rate):.2f}")
+        count = int(state.num_diverging)
+        return ", ".join(parts + [f"{count} diverging"] * (count > 0))
+
+    def _walker(self, model_args, model_kwargs, num_warmup=0):
+        if self.model is not None:
+            strategy = self.init_strategy
+            density = ModelDensity(self.model, model_args, model_kwargs, strategy)
+        elif self.energy is None or model_args or model_kwargs:
+            raise TypeError("WalkJumpKernel(energy) walks on the energy: run takes no model args")
+        else:
+            frozen = None if self.frozen is None else jnp.asarray(self.frozen)
+            density = EnergyDensity(self.energy, frozen)
+        unknown, step_size = density.scale_is_unknown, self.adapt_step_size
+        step_size = unknown if step_size is None else step_size
+        mass_matrix = self.adapt_mass_matrix
+        mass_matrix = unknown and step_size if mass_matrix is None else mass_matrix
+        return _Walker(
+            density=density,
+            integrator=self.integrator,
+            num_steps=self.num_steps,
+            inverse_temperature=self.inverse_temperature,
+            max_score=self.max_score,
+            max_bias=self.max_bias,
+            target_accept_prob=self.target_accept_prob,
+            adapt_step_size=step_size,
+            adapt_mass_matrix=mass_matrix,
+            num_warmup=num_warmup,
+        )
+
+    def _check_numbers(self):
+        for name in ("inverse_temperature", "max_score", "max_bias", "target_accept_prob"):
+            value = getattr(self, name)
+            if value is None and name in ("max_score", "target_accept_prob"):
+                continue
+            below = 1.0 if name in ("max_bias", "target_accept_prob") else np.inf
+            object.__setattr__(self, name, check_positive(name, value, below))
+        metropolis = self.integrator.target_accept_prob is not None
+        if self.target_accept_prob is not None and not metropolis:
+            raise ValueError(
+                "target_accept_prob must be None for an integrator without a Metropolis test:"
+                " its step is tuned to max_bias"
+            )
+
+    def _check_frozen(self):
+        if self.frozen is None:
+            return
+        if self.energy is None:
+            raise ValueError("frozen must be None with a model: condition the model instead")
+        mask = np.asarray(self.frozen)
+        if mask.shape != self.energy.event_shape or not np.issubdtype(mask.dtype, np.bool_):
+            raise ValueError(
+                f"frozen must be a boolean array of the event shape {self.energy.event_shape},"
+                f" got {mask.dtype} of shape {mask.shape}"
+            )
+
+
+class _Walker(eqx.Module):
+    """One chain of a kernel: pure functions from state to state."""
+
+    density: Any
+    integrator: AbstractIntegrator
+    num_steps: int = eqx.field(static=True)
+    inverse_temperature: float = eqx.field(static=True)
+    max_score: float | None = eqx.field(static=True)
+    max_bias: float = eqx.field(static=True)
+    target_accept_prob: float | None = eqx.field(static=True)
+    adapt_step_size: bool = eqx.field(static=True)
+    adapt_mass_matrix: bool = eqx.field(static=True)
+    num_warmup: int = eqx.field(static=True)
+
+    def init(self, rng_key, key, position, unit):
+        """The state at `position`."""
+        adaptation = self._adaptation(position)
+        integrator, target = self._tuned(unit, adaptation, position)
+        walked = integrator.init(target, position, key)
+        score = jnp.zeros_like(walked.potential)
+        state = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        return state._replace(num_diverging=state.diverging.astype(int))
+
+    def sample(self, state):
+        """The state after `num_steps` steps."""
+        rng_key, key, key_velocity = jax.random.split(state.rng_key, 3)
+        walked, unit, adaptation = state.walk, state.unit, state.adaptation
+        integrator, target = self._tuned(unit, adaptation, walked.position)
+        if adaptation is not None:
+            walked = adaptation.refreshed(target, walked, key_velocity)
+        walked, score = walk(integrator, target, walked, key, self.num_steps)
+        if adaptation is not None:
+            adaptation = adaptation.update(score, walked.position / jnp.where(unit > 0, unit, 1))
+        after = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        diverged = after.diverging.astype(state.num_diverging.dtype)
+        return after._replace(num_diverging=state.num_diverging + diverged)
+
+    def refresh(self, state):
+        """The same position under other arguments of the model."""
+        unit, adaptation = state.unit, state.adaptation
+        integrator, target = self._tuned(unit, adaptation, state.walk.position)
+        potential, gradient = target(state.walk.position)
+        walked = state.walk._replace(potential=potential, gradient=gradient)
+        score, rng_key = state.acceptance_rate, state.rng_key
+        after = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        return after._replace(num_diverging=state.num_diverging)
+
+    def _state(self, integrator, target, walked, unit, score, adaptation, rng_key):
+        """The state of a walk; its count of divergences is the caller's."""
+        seen = integrator.observe(target, walked)
+        # Zero times what is finite is zero: one pass over the arrays finds all that is not.
+        finite = jnp.isfinite(seen.energy + jnp.sum(0 * (seen.position + seen.gradient)))
+        return WalkJumpState(
+            draw=self.density.record(seen.position, seen.gradient / self.inverse_temperature),
+            walk=walked,
+            unit=unit,
+            lp=-seen.potential,
+            energy=seen.energy,
+            acceptance_rate=None if integrator.target_accept_prob is None else score,
+            step_size=jnp.asarray(integrator.step_size * self.density.reference(unit)),
+            diverging=~finite,
+            num_diverging=jnp.zeros((), int),
+            adaptation=adaptation,
+            rng_key=rng_key,
+        )
+
+    def _adaptation(self, position):
+        if not (self.adapt_step_size or self.adapt_mass_matrix):
+            return None
+        return Adaptation.start(
+            self.integrator,
+            position,
+            num_warmup=self.num_warmup,
+            target_accept_prob=self.target_accept_prob,
+            adapt_step_size=self.adapt_step_size,
+            adapt_mass_matrix=self.adapt_mass_matrix,
+        )
+
+    def _tuned(self, unit, adaptation, position):
+        """The integrator and the target, as tuned so far."""
+        integrator, beta = self.integrator, self.inverse_temperature
+        if adaptation is not None:
+            moving = jnp.broadcast_to(unit > 0, position.shape)
+            size = jnp.sum(moving, dtype=position.dtype)
+            integrator = adaptation.integrator(integrator, size, self.max_bias)
+            unit = unit * adaptation.scale(position.shape)
+        potential = self.density.potential
+        tempered = potential if beta == 1 else lambda y: beta * potential(y)
+        return integrator, Target(tempered, unit, self.max_score)
+
+
+def _first_state(walker, rng_key, position):
+    batched = not is_prng_key(rng_key)
+    split = functools.partial(jax.random.split, num=3)
+    keys = jax.vmap(split, out_axes=1)(rng_key) if batched else split(rng_key)
+    density = walker.density
+    if position is None:
+        # In a model, NumPyro looks for a position of finite density, and raises without one.
+        position = density.start(keys[1])
+    # The Hessian of beta phi is at most beta / sigma^2: a shorter unit keeps the step stable.
+    unit = density.unit() / walker.inverse_temperature**0.5
+    one = functools.partial(walker.init, unit=unit)
+    return (jax.vmap(one) if batched else one)(keys[0], keys[2], position)
+
+
+def _check_start(name, state):
+    """A walk that begins where there is no density would stay there."""
+    diverging = state.diverging
+    if isinstance(diverging, Tracer) or not diverging.is_fully_addressable:
+        return
+    if np.any(diverging):
+        chain = int(np.argmax(diverging))
+        raise FloatingPointError(
+            f"{name} must have a finite value and gradient where the walk starts, got"
+            f" {-np.ravel(state.lp)[chain]} in chain {chain}: look at init_params, or at the {name}"
+        )
+
+
+_compiled_first_state = eqx.filter_jit(_first_state)

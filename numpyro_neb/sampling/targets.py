@@ -1,0 +1,302 @@
+"""What a kernel walks on: the density of an energy, or the joint density of a model."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from numpyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    biject_to,
+)
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import initialize_model, potential_energy
+from numpyro.util import is_prng_key
+
+from numpyro_neb._internal.checks import as_array, as_jax, check_finite, finite, kind
+from numpyro_neb._internal.convolutions import for_compiled_loops
+from numpyro_neb.energies.base import AbstractEnergy, initial_position
+from numpyro_neb.models.smoothed_density import SmoothedDensity
+
+
+class EnergyDensity(eqx.Module):
+    """exp(-phi(y)) on the coordinates that are not frozen.
+
+    Attributes:
+        energy: The energy phi.
+        frozen: Where True, a coordinate of y keeps its first value; None for none.
+    """
+
+    energy: AbstractEnergy
+    frozen: Array | None = None
+    scale_is_unknown: ClassVar[bool] = False
+
+    def potential(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
+        """phi(y)."""
+        return self.energy(y)
+
+    def unit(self) -> Float[Array, "..."]:
+        """sigma, and zero on frozen coordinates."""
+        sigma = self.energy.sigma
+        return sigma if self.frozen is None else jnp.where(self.frozen, 0, sigma)
+
+    def reference(self, unit: Float[Array, "..."]) -> Float[Array, ""]:
+        """The unit of the step that is reported: that of the coordinates that move."""
+        return jnp.max(unit)
+
+    def record(
+        self, y: Float[Array, "*event"], gradient: Float[Array, "*event"]
+    ) -> dict[str, Float[Array, "*event"]]:
+        """The walk y and its jump, from phi's gradient at y."""
+        return {"y": y, "x": y - self.energy.sigma**2 * gradient}
+
+    def start(self, rng_key: Array) -> Float[Array, "..."]:
+        """Draws from N(loc, scale^2 + sigma^2), one for each key."""
+        if self.frozen is not None:
+            raise ValueError(
+                "init_params must be given where coordinates are frozen: they keep its values"
+            )
+        draw = partial(initial_position, self.energy)
+        return draw(rng_key) if is_prng_key(rng_key) else jax.vmap(draw)(rng_key)
+
+    def position(self, init_params: Any, chains: tuple[int, ...]) -> Float[Array, "..."]:
+        """`init_params`, checked.
+
+        Raises:
+            ValueError: If it is no finite float array of shape (*chains, *event_shape).
+        """
+        shape = (*chains, *self.energy.event_shape)
+        array = as_array("init_params", init_params)
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"init_params must be a float array of shape {shape},"
+                f" got {array.dtype} of shape {array.shape}"
+            )
+        check_finite("init_params", array, in_jax=True)
+        return as_jax(array).astype(self.energy.sigma.dtype)
+
+
+class _Site(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    smoothed: bool
+
+
+class ModelDensity:
+    """The joint density of a NumPyro model over its latent sites, in unconstrained space.
+
+    A position is the sites' unconstrained values in one flat array.
+
+    Args:
+        model: The model.
+        model_args: Its positional arguments.
+        model_kwargs: Its keyword arguments.
+        init_strategy: One of NumPyro's, for the sites that are no `SmoothedDensity`; those start
+            from N(loc, scale^2 + sigma^2), or where `init_to_value` says.
+
+    Raises:
+        ValueError: If the model has no latent site, or a discrete one.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        model_args: tuple,
+        model_kwargs: dict[str, Any] | None,
+        init_strategy: Callable = init_to_uniform,
+    ):
+        # Sites that are not given a value here are the same at every call.
+        self._model = seed(model, jax.random.key(0))
+        self._unseeded = model
+        self._args, self._kwargs = model_args, model_kwargs or {}
+        self._init_strategy = partial(_start_of_site, strategy=init_strategy)
+        self._sites = self._latent_sites()
+        zeros = {site.name: jnp.zeros(site.shape) for site in self._sites}
+        self._unravel = ravel_pytree(zeros)[1]
+
+    @property
+    def scale_is_unknown(self) -> bool:
+        """Whether a latent site is no `SmoothedDensity`."""
+        return not all(site.smoothed for site in self._sites)
+
+    def potential(self, position: Float[Array, " d"]) -> Float[Array, ""]:
+        """Minus the log joint density, with the transforms' log Jacobians."""
+        values = self._unravel(position)
+        return jnp.asarray(potential_energy(self._model, self._args, self._kwargs, values))
+
+    def sites(self) -> dict[str, dict[str, Any]]:
+        """NumPyro's trace of the model at a first position."""
+        return self._trace(substitute_fn=self._init_strategy)
+
+    def jumps(self, values: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
+        """The jump from each `SmoothedDensity` site, under its own name `<site>_jump`.
+
+        Args:
+            values: The constrained values of all latent sites, and of others, which do not count.
+                Where a latent one is missing there are no jumps: they may depend on it.
+        """
+        if any(site.name not in values for site in self._sites):
+            return {}
+        sites = self._trace(data={site.name: values[site.name] for site in self._sites})
+        found = {}
+        for name in (site.name for site in self._sites if site.smoothed):
+            density: Any = smoothed_density(sites[name]["fn"])
+            found[f"{name}_jump"] = for_compiled_loops(density.denoise)(values[name])
+        return found
+
+    def constant_sigmas(self, first: dict[str, dict[str, Any]]) -> dict[str, Float[Array, "..."]]:
+        """The sigma of each `SmoothedDensity` site, observed or not, that no latent site moves.
+
+        Args:
+            first: The trace at a position, as from `sites`.
+        """
+
+        def sigmas(values):
+            sites = self._trace(data=values).items()
+            samples = {k: smoothed_density(v["fn"]) for k, v in sites if v["type"] == "sample"}
+            return {k: v.energy.sigma for k, v in samples.items() if v is not None}
+
+        values = {site.name: jnp.asarray(first[site.name]["value"]) for site in self._sites}
+        found, moved = jax.jvp(sigmas, (values,), (jax.tree.map(jnp.ones_like, values),))
+        return {name: sigma for name, sigma in found.items() if not jnp.any(moved[name])}
+
+    def unit(self) -> Float[Array, " d"]:
+        """The sigma of the coordinates of a `SmoothedDensity`, one for others."""
+        sites = self.sites()
+        units = {}
+        for site in self._sites:
+            density = smoothed_density(sites[site.name]["fn"])
+            one = jnp.ones(site.shape)
+            units[site.name] = one if density is None else density.sigma * one
+        return ravel_pytree(units)[0]
+
+    def reference(self, unit: Float[Array, " d"]) -> Float[Array, ""]:
+        """The unit of the step that is reported: the first `SmoothedDensity`'s sigma, or one."""
+        names = [site.name for site in self._sites if site.smoothed]
+        values = self._unravel(unit)
+        return jnp.ravel(values[names[0]])[0] if names else jnp.ones((), unit.dtype)
+
+    def record(
+        self, position: Float[Array, " d"], gradient: Float[Array, " d"]
+    ) -> dict[str, Float[Array, "..."]]:
+        """The constrained sites, deterministic ones, and the jump of each `SmoothedDensity`."""
+        del gradient
+        values = self._unravel(position)
+
+        def constrain(site):
+            if site["type"] == "sample" and site["name"] in values:
+                return biject_to(site["fn"].support)(values[site["name"]])
+            return None
+
+        sites = self._trace(substitute_fn=constrain)
+        draw = {site.name: sites[site.name]["value"] for site in self._sites}
+        for site in self._sites:
+            density = smoothed_density(sites[site.name]["fn"])
+            if density is not None:
+                jump = for_compiled_loops(density.denoise)  # NumPyro's
+                draw[f"{site.name}_jump"] = jump(draw[site.name])
+        return draw | {k: v["value"] for k, v in sites.items() if v["type"] == "deterministic"}
+
+    def start(self, rng_key: Array) -> Float[Array, "..."]:
+        """Positions of finite density, one for each key."""
+        info = initialize_model(
+            rng_key,
+            self._unseeded,
+            init_strategy=self._init_strategy,
+            model_args=self._args,
+            model_kwargs=self._kwargs,
+        )
+        return self._flat(info.param_info.z, not is_prng_key(rng_key))
+
+    def position(self, init_params: Any, chains: tuple[int, ...]) -> Float[Array, "..."]:
+        """`init_params`, a dict of every latent site's value, as positions.
+
+        Args:
+            init_params: Unconstrained values, as NumPyro's kernels take them; constrained ones in
+                a block of `Gibbs`, which hands them on so.
+            chains: The leading dimensions of each value.
+
+        Raises:
+            ValueError: If a site is missing, has another shape or is not finite.
+        """
+        names = [site.name for site in self._sites]
+        if not isinstance(init_params, dict) or set(names) != set(init_params):
+            got = sorted(init_params) if isinstance(init_params, dict) else kind(init_params)
+            raise ValueError(
+                f"init_params must be a dict with a value of each of {names}, got {got}"
+            )
+        values = {name: finite(f"init_params[{name!r}]", init_params[name]) for name in names}
+        if GIBBS_SITES_KWARG in self._kwargs:
+            sites = self._trace(substitute_fn=lambda site: values.get(site["name"]))
+            values = {k: biject_to(sites[k]["fn"].support).inv(v) for k, v in values.items()}
+        for site in self._sites:
+            shape = (*chains, *site.shape)
+            if values[site.name].shape != shape:
+                raise ValueError(
+                    f"init_params[{site.name!r}] must have the unconstrained shape {shape},"
+                    f" got {values[site.name].shape}"
+                )
+        return self._flat(values, bool(chains))
+
+    def _flat(self, values, batched):
+        values = {site.name: values[site.name] for site in self._sites}
+        flatten = lambda values: ravel_pytree(values)[0]  # noqa: E731
+        return jax.vmap(flatten)(values) if batched else flatten(values)
+
+    def _trace(self, **kwargs):
+        return trace(substitute(self._model, **kwargs)).get_trace(*self._args, **self._kwargs)
+
+    def _latent_sites(self):
+        sites, names = [], set()
+
+        def look():
+            for name, site in self._trace(substitute_fn=self._init_strategy).items():
+                names.add(name)
+                if site["type"] != "sample" or site["is_observed"]:
+                    continue
+                if site["fn"].support.is_discrete:
+                    raise ValueError(
+                        f"model must have no discrete latent site, got {name!r}: give it to"
+                        " DiscreteGibbs in numpyro.infer.Gibbs, beside this kernel"
+                    )
+                shape = biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))
+                sites.append(_Site(name, shape, smoothed_density(site["fn"]) is not None))
+
+        # Shapes alone: nothing of the model is computed.
+        jax.eval_shape(look)
+        for name in {f"{site.name}_jump" for site in sites if site.smoothed} & names:
+            raise ValueError(f"model must have no site {name!r}: that is the jump's name")
+        if not sites:
+            raise ValueError("model must have a latent sample site, got none")
+        return tuple(sorted(sites))
+
+
+def smoothed_density(fn: Any) -> SmoothedDensity | None:
+    """The SmoothedDensity inside what plates, `to_event` and `mask` made of it, or None."""
+    while isinstance(fn, (ExpandedDistribution, Independent, MaskedDistribution)):
+        fn = fn.base_dist
+    return fn if isinstance(fn, SmoothedDensity) else None
+
+
+def _start_of_site(site=None, strategy=init_to_uniform):
+    """A NumPyro init strategy: a SmoothedDensity from its own Gaussian, the rest by `strategy`."""
+    if site is None:
+        return partial(_start_of_site, strategy=strategy)
+    if site["type"] != "sample" or site["is_observed"]:
+        return strategy(site)
+    density = smoothed_density(site["fn"])
+    given = isinstance(strategy, partial) and site["name"] in strategy.keywords.get("values", {})
+    if density is None or given:
+        return strategy(site)
+    kwargs = site["kwargs"]
+    shape = kwargs.get("sample_shape", ()) + site["fn"].shape()
+    noise = jax.random.normal(kwargs["rng_key"], shape, density.energy.sigma.dtype)
+    return density.mean + jnp.sqrt(density.variance) * noise

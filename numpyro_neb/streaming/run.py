@@ -1,0 +1,285 @@
+"""Long runs: an MCMC taken in pieces, its draws written as they come, its state in a file."""
+
+import functools
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
+from numpyro.infer import MCMC
+from tqdm.auto import tqdm
+
+from numpyro_neb._internal.checks import check_count, check_key, check_path
+from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
+from numpyro_neb.files.energy_file import fingerprint
+from numpyro_neb.sampling.kernel import WalkJumpKernel
+from numpyro_neb.streaming.states import raw, read_state, write_state
+from numpyro_neb.streaming.store import (
+    Store,
+)
+from numpyro_neb.training.devices import digest
+
+
+def stream(
+    mcmc: MCMC,
+    key: PRNGKeyArray | UInt32[Array, "..."],
+    store: str | os.PathLike,
+    *,
+    draws_per_write: int = 100,
+    model_args: tuple = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    init_params: Any = None,
+    extra_fields: Sequence[str] = (),
+    coords: Mapping[str, Sequence] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    log_likelihood: bool = True,
+    progress_bar: bool = True,
+) -> Any:
+    """Runs an MCMC and writes its draws to a Zarr store as they come.
+
+    Stopped at any moment, by Ctrl-C or `kill -9`, the same call goes on after the last whole write,
+    with the draws that an undisturbed run gives, bit for bit: those of `mcmc.run(key)`. The store
+    opens at any moment, as `xarray.open_datatree(store, engine="zarr")` or, under ArviZ 1.x,
+    `arviz.from_zarr(store)`, and holds whole draws only. Memory holds `draws_per_write` draws, and
+    the loop is compiled once; a last, shorter piece is compiled for itself. To go on with a store
+    that is complete, call with an MCMC of more `num_samples`.
+
+    The groups are those of `to_arviz`. Warm-up is not written: stopped in it, the call starts anew.
+    Two processes must not write to one store at a time, and a store is safe from the end of the
+    process, not from that of the machine's power.
+
+    Args:
+        mcmc: An `MCMC(WalkJumpKernel(...))`; itself it stays as it is.
+        key: What `mcmc.run` takes: a JAX random key, or one for each chain.
+        store: The folder to write, `draws.zarr` say.
+        draws_per_write: Draws of each chain in a write and in a chunk of the store.
+        model_args: The arguments of a kernel's model.
+        model_kwargs: Its keyword arguments.
+        init_params: What `mcmc.run` takes: where the chains start.
+        extra_fields: More fields of the state to record, as for `mcmc.run`.
+        coords: As for `to_arviz`.
+        dims: As for `to_arviz`.
+        log_likelihood: As for `to_arviz`.
+        progress_bar: Whether to show a tqdm bar over all draws.
+
+    Returns:
+        The store, opened but not read: an `arviz.InferenceData` under ArviZ 0.x, an
+        `xarray.DataTree` under 1.x.
+
+    Raises:
+        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`, key no random key, or store no path.
+        ValueError: If `draws_per_write` is no positive int; if `store` is there and no stream,
+            holds more draws than are asked for, or another run's, with what differs; or if its
+            state is damaged.
+        ModuleNotFoundError: Without zarr: `pip install 'numpyro-neb[stream]'`.
+
+    Warns:
+        UserWarning: If draws are diverging: with the chain and the first such draw.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> from numpyro.infer import MCMC
+        >>> energy = neb.MixtureEnergy(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), sigma=0.5)
+        >>> mcmc = MCMC(neb.WalkJumpKernel(energy), num_warmup=10, num_samples=200)
+        >>> store = tempfile.mkdtemp() + "/draws.zarr"
+        >>> data = neb.stream(mcmc, jax.random.key(0), store, progress_bar=False)
+        >>> data.posterior["x"].shape
+        (1, 200, 2)
+    """
+    check_walk(mcmc)
+    check_key(key, mcmc.num_chains)
+    check_path("store", store)
+    draws_per_write = check_count("draws_per_write", draws_per_write)
+    run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), tuple(extra_fields))
+    settings = run.settings() | {
+        "key": digest(raw(key)),
+        "init_params": None if init_params is None else digest(init_params),
+        "num_samples % thinning": mcmc.num_samples % mcmc.thinning,
+        "draws_per_write": draws_per_write,
+        "log_likelihood": log_likelihood,
+    }
+    target = Store(Path(store), settings)
+    total, done = mcmc.num_samples // mcmc.thinning, target.num_draws()
+    if done > total:
+        raise ValueError(f"store {store} holds {done} draws, more than the {total} asked for")
+    state = target.state(done, run.template()) if done else None
+    bar = tqdm(total=total, initial=done, desc="stream", unit="draw", disable=not progress_bar)
+    with bar:
+        try:
+            if state is None:
+                state = run.warmed_up(key, init_params)
+            while done < total:
+                # A piece ends where a chunk does.
+                stop = min(total, (done // draws_per_write + 1) * draws_per_write)
+                piece, state = run.piece(state, stop - done, first=done == 0)
+                data = from_walk(piece, coords, dims, log_likelihood=log_likelihood)
+                target.write(data, done, stop, state)
+                bar.update(stop - done)
+                bar.set_postfix(diverging=int(np.sum(state.num_diverging)))
+                done = stop
+        except KeyboardInterrupt:
+            text = f"stream was stopped after {done:,} of {total:,} draws; the same call goes on"
+            kept = f"from those in {store}." if done else "from the start."
+            bar.write(f"{text} {kept}", file=sys.stderr)
+            raise
+    data = target.opened()
+    warn_of_divergence(data["sample_stats"]["diverging"].values)
+    return data
+
+
+def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
+    """Writes `mcmc.last_state` to a safetensors file: `load_state` goes on from it.
+
+    Args:
+        path: Where to; an existing file is replaced once the new one is on disk.
+        mcmc: An `MCMC(WalkJumpKernel(...))` that has run.
+
+    Raises:
+        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`.
+        ValueError: If it has not run.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> from numpyro.infer import MCMC
+        >>> kernel = neb.WalkJumpKernel(neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0))
+        >>> mcmc = MCMC(kernel, num_warmup=10, num_samples=100, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> path = tempfile.mkdtemp() + "/state.safetensors"
+        >>> neb.streaming.save_state(path, mcmc)
+        >>> neb.streaming.load_state(path, mcmc)  # in another process, say
+        >>> mcmc.run(mcmc.post_warmup_state.rng_key)  # the next 100 draws
+    """
+    check_path("path", path)
+    check_walk(mcmc)
+    if mcmc.last_state is None:
+        raise ValueError("mcmc must have run: call mcmc.run(key) first")
+    # What NumPyro itself keeps of a run's arguments.
+    run = _Run(mcmc, mcmc._args, mcmc._kwargs, ())
+    write_state(Path(path), mcmc.last_state, run.settings())
+
+
+def load_state(
+    path: str | os.PathLike,
+    mcmc: MCMC,
+    *,
+    model_args: tuple = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Sets `mcmc.post_warmup_state` to what `save_state` wrote, so that the run goes on.
+
+    `mcmc.run(mcmc.post_warmup_state.rng_key)` then gives the draws that the saved run would have
+    given next, bit for bit.
+
+    Args:
+        path: The file.
+        mcmc: An MCMC like the saved one; `num_samples` may differ.
+        model_args: The arguments of a kernel's model.
+        model_kwargs: Its keyword arguments.
+
+    Raises:
+        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`.
+        ValueError: If the file is truncated, damaged, foreign or of a newer format, or the state of
+            another run, with what differs.
+        FileNotFoundError: If there is no such file.
+    """
+    check_path("path", path)
+    check_walk(mcmc)
+    run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), ())
+    mcmc.post_warmup_state = read_state(Path(path), run.template(), run.settings())
+
+
+class _Run:
+    """An MCMC taken in pieces."""
+
+    def __init__(
+        self, mcmc: MCMC, model_args: tuple, model_kwargs: dict[str, Any], extra_fields: tuple
+    ):
+        self.mcmc, self.kernel = mcmc, check_walk(mcmc)
+        self.args, self.kwargs, self.extra_fields = model_args, model_kwargs, extra_fields
+        # NumPyro compiles its loop anew at each run; traced as a whole it is compiled once.
+        self._advance = jax.jit(self._run, static_argnums=1)
+
+    def settings(self) -> dict[str, Any]:
+        """What the draws depend on, as JSON."""
+        mcmc, arguments = self.mcmc, (self.args, self.kwargs)
+        method = mcmc.chain_method
+        return _describe_kernel(self.kernel) | {
+            "model arguments": digest(arguments) if jax.tree.leaves(arguments) else None,
+            "num_warmup": mcmc.num_warmup,
+            "num_chains": mcmc.num_chains,
+            "thinning": mcmc.thinning,
+            "chain_method": method if isinstance(method, str) else getattr(method, "__name__", "?"),
+            "extra_fields": list(self.extra_fields),
+        }
+
+    def template(self) -> PyTree:
+        """The structure and the dtypes of a state; the shapes of some arrays may be others."""
+        kernel = WalkJumpKernel(
+            **{name: value for name, value in vars(self.kernel).items() if name != "frozen"}
+        )
+        init = functools.partial(
+            kernel.init,
+            num_warmup=self.mcmc.num_warmup,
+            init_params=None,
+            model_args=self.args,
+            model_kwargs=self.kwargs,
+        )
+        return jax.eval_shape(init, jax.random.key(0))
+
+    def warmed_up(self, key: Array, init_params: Any) -> PyTree:
+        """The state after warm-up."""
+        warm = self._like(self.mcmc.thinning)
+        warm.warmup(key, *self.args, init_params=init_params, **self.kwargs)
+        return jax.device_get(warm.last_state)
+
+    def piece(self, state: PyTree, num_draws: int, first: bool) -> tuple[MCMC, PyTree]:
+        """An MCMC that has run for so many draws, and the state after them.
+
+        NumPyro leaves out the first `num_samples % thinning` states, which is why the first piece
+        is told from the others.
+        """
+        thinning = self.mcmc.thinning
+        left_out = self.mcmc.num_samples % thinning if first else 0
+        piece = self._like(num_draws * thinning + left_out)
+        draws, after = jax.device_get(self._advance(state, piece.num_samples))
+        # ArviZ reads them from here; `run` leaves tracers behind in an MCMC that is traced.
+        piece._states, piece._args, piece._kwargs = draws, self.args, self.kwargs
+        piece._last_state = after
+        return piece, after
+
+    def _run(self, state, num_samples):
+        traced = self._like(num_samples)
+        traced.post_warmup_state = state
+        traced.run(state.rng_key, *self.args, extra_fields=self.extra_fields, **self.kwargs)
+        return traced._states, traced.last_state
+
+    def _like(self, num_samples):
+        mcmc = self.mcmc
+        return MCMC(
+            mcmc.sampler,
+            num_warmup=mcmc.num_warmup,
+            num_samples=num_samples,
+            num_chains=mcmc.num_chains,
+            thinning=mcmc.thinning,
+            postprocess_fn=mcmc.postprocess_fn,
+            chain_method=mcmc.chain_method,
+            progress_bar=False,
+        )
+
+
+def _describe_kernel(kernel):
+    """The settings of a kernel, as JSON."""
+    energy, frozen, model = kernel.energy, kernel.frozen, kernel.model
+    settings = {
+        "energy": None if energy is None else f"{type(energy).__name__} {fingerprint(energy)[:16]}",
+        "model": None if model is None else getattr(model, "__qualname__", type(model).__name__),
+        "frozen": None if frozen is None else digest(np.asarray(frozen)),
+        "integrator": f"{type(kernel.integrator).__name__} {vars(kernel.integrator)}",
+    }
+    names = ("num_steps", "inverse_temperature", "max_score", "adapt_step_size")
+    names += ("adapt_mass_matrix", "target_accept_prob", "max_bias")
+    return settings | {name: getattr(kernel, name) for name in names}

@@ -1,0 +1,97 @@
+"""The state of a sampler in a file, with the settings of the run that it is of."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from numpyro_neb._internal.checks import short
+from numpyro_neb.files.energy_file import read_arrays, write_arrays
+
+_FORMAT = "numpyro_neb sampler state"
+_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+
+
+def write_state(path: Path, state: PyTree, settings: dict[str, Any]) -> None:
+    """Writes a state to a safetensors file, whole or not at all.
+
+    Args:
+        path: Where to.
+        state: A pytree of arrays, with random keys of any sort among them.
+        settings: What the draws depend on, as JSON.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = {jax.tree_util.keystr(at): np.asarray(raw(leaf)) for at, leaf in leaves}
+    dtypes = {jax.tree_util.keystr(at): str(leaf.dtype) for at, leaf in leaves}
+    write_arrays(path, _FORMAT, {"settings": settings, "dtypes": dtypes}, arrays)
+
+
+def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree:
+    """What `write_state` wrote.
+
+    Args:
+        path: The file.
+        template: The state of one chain, or shapes and dtypes in its place.
+        settings: Those that the file must have, with the number of chains among them.
+
+    Raises:
+        ValueError: If the file is truncated, damaged, foreign or of another format version, or the
+            state of another run, with what differs.
+        FileNotFoundError: If there is no such file.
+    """
+    config, arrays = read_arrays(path, _FORMAT)
+    try:
+        theirs, dtypes = dict(config["settings"]), dict(config["dtypes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no state: {error}") from error
+    for name, value in settings.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"{path} is of a run with another {name} ({short(theirs.get(name))}, now"
+                f" {short(value)}): give the same to go on with it, or another path"
+            )
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
+    expected = {jax.tree_util.keystr(at): leaf for at, leaf in leaves}
+    if odd := (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys()):
+        raise ValueError(f"{path} holds another state: not in both are {short(sorted(odd))}")
+    num_chains = settings["num_chains"]
+    chains = ((num_chains,),) if num_chains > 1 else ((), (1,))
+    # A scalar, the unit of length say, may be one for each coordinate.
+    shapes = {leaf.shape for leaf in expected.values()}
+    values = []
+    for name, leaf in expected.items():
+        array, dtype = arrays[name], dtypes[name]
+        try:
+            if "rng_key" in name:
+                values.append(_key(array, dtype))
+                fits = array.shape[:-1] in chains
+            else:
+                values.append(array)
+                fits = str(array.dtype) == dtype == str(leaf.dtype)
+                of_one = {leaf.shape} if leaf.shape else shapes
+                fits &= array.shape in [(*n, *shape) for n in chains for shape in of_one]
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{path} holds another state: {name} is {short(dtype)} of shape {array.shape},"
+                f" expected {leaf.dtype} of shape {leaf.shape} for each chain"
+            )
+    return jax.tree.unflatten(treedef, values)
+
+
+def raw(leaf: Any) -> Any:
+    """An array's numbers, those of a typed random key too."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
+
+
+def _key(array, dtype):
+    """The inverse of `raw`, of a random key: typed, or its bare numbers."""
+    if dtype == "uint32" and array.dtype == dtype and array.shape[-1:] in ((2,), (4,)):
+        return array
+    return jax.random.wrap_key_data(array, impl=_IMPLEMENTATIONS[dtype])

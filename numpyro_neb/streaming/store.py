@@ -1,0 +1,214 @@
+"""Long runs: draws written to a Zarr store as they come, and a sampler's state in a file.
+
+A store is an ordinary Zarr hierarchy, format 3, with a file of the sampler's state beside the
+root's metadata. Three facts make it whole at every moment, also after `kill -9`:
+
+- draws are written beyond the end that readers see, in chunks of their own, and Zarr replaces a
+  file by renaming a new one;
+- the root's consolidated metadata, one small file, says how many draws there are. It is replaced
+  last. (Each group has its own for who opens it alone.)
+- the sampler's state is written before that, under a name with the number of draws.
+
+What a killed process wrote beyond the end is written again, with the same bits.
+"""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from numpyro_neb._internal.atomic_files import check_plain
+from numpyro_neb._internal.checks import short
+from numpyro_neb.streaming.states import read_state, write_state
+
+_FORMAT = "numpyro_neb stream"
+_VERSION = 1
+_PER_DRAW = ("posterior", "sample_stats", "log_likelihood")
+# What Zarr writes numbers and strings with. Of other codecs, one could run code.
+_CODECS = {"bytes", "zstd", "vlen-utf8"}
+_FORMAT_2 = {".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+
+
+class Store:
+    """The Zarr store of a stream, in a folder."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+
+    def num_draws(self) -> int:
+        """The number of draws in the store; zero where there is none.
+
+        Raises:
+            ValueError: If something else is there.
+        """
+        zarr = _zarr()
+        if not self.path.exists():
+            return 0
+        check_plain(self.path)
+        foreign = f"store must be a stream of numpyro_neb or not there, got {self.path}"
+        try:
+            root = zarr.open_consolidated(str(self.path), mode="r", zarr_format=3)
+            found, version = root.attrs.get("format"), root.attrs.get("version")
+            _, num_draws = root["sample_stats/diverging"].shape
+        except Exception:  # zarr raises of every kind, whatever is there
+            raise ValueError(foreign) from None
+        if found != _FORMAT:
+            raise ValueError(foreign)
+        if version != _VERSION:
+            raise ValueError(
+                f"store {self.path} has format version {short(version)}, and this numpyro_neb"
+                f" reads {_VERSION}: another numpyro_neb wrote it"
+            )
+        return num_draws
+
+    def state(self, num_draws: int, template: PyTree) -> PyTree:
+        """The sampler's state after so many draws, if they are those of the same run."""
+        path = _state_path(self.path, num_draws)
+        if not path.exists():
+            raise ValueError(f"store {self.path} is damaged: {path.name} is missing")
+        state = read_state(path, template, self.settings)
+        try:
+            self._check_arrays()
+        except Exception as error:  # zarr raises of every kind
+            raise ValueError(f"store {self.path} is damaged: {error}") from error
+        return state
+
+    def write(self, data: Any, start: int, stop: int, state: PyTree) -> None:
+        """Writes the draws from `start` to `stop`, and the state after them."""
+        # The first draws go to another folder, which is renamed: a store is never there in part.
+        path = self.path if start else self.path.with_name(f".{self.path.name}.tmp")
+        if start:
+            for group in _groups(path):
+                _append(path / group, data[group], start, stop)
+        else:
+            if path.is_symlink():
+                path.unlink()
+            shutil.rmtree(path, ignore_errors=True)
+            self._create(path, data)
+        write_state(_state_path(path, stop), state, self.settings)
+        _commit(path)
+        if not start:
+            path.rename(self.path)
+        for old in set(self.path.glob(".state-*")) - {_state_path(self.path, stop)}:
+            old.unlink()
+
+    def opened(self) -> Any:
+        """The store as ArviZ data, to be read where it is looked at."""
+        import arviz as az
+        import xarray as xr
+
+        tree: Any = xr.open_datatree(str(self.path), engine="zarr", chunks=None, zarr_format=3)
+        if az.__version__.startswith("0."):
+            return az.from_datatree(tree)
+        return tree
+
+    def _check_arrays(self):
+        """Raises an error where an array is none that `write` makes.
+
+        A store may be somebody else's. No codec may run code, and no chunk be larger than its
+        array, or the draws of one write: it would be held in memory. Zarr reads an array's metadata
+        now from its own file, now from its group's or the root's: all of them are looked at.
+        """
+        for path in self.path.rglob("*"):
+            if path.name in _FORMAT_2:
+                raise ValueError(f"{path} is of Zarr's format 2")
+            if path.name == "zarr.json":
+                self._check_node(path.parent, json.loads(path.read_bytes()))
+
+    def _check_node(self, path, node):
+        inner = (node.get("consolidated_metadata") or {}).get("metadata", {})
+        for name, child in inner.items():
+            self._check_node(path / name, child)
+        if node["zarr_format"] != 3 or node.get("storage_transformers"):
+            raise ValueError(f"{path} is not plain Zarr of format 3")
+        if node["node_type"] != "array":
+            return
+        codecs = {codec["name"] for codec in node["codecs"]}
+        if not codecs <= _CODECS:
+            raise ValueError(f"{path} is encoded by {short(sorted(codecs - _CODECS))}")
+        shape, chunk = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
+        dims = node.get("dimension_names") or [None] * len(shape)
+        if not len(dims) == len(shape) == len(chunk):
+            raise ValueError(f"{path} of shape {short(shape)} has chunks of {short(chunk)}")
+        for dim, size, length in zip(dims, shape, chunk, strict=True):
+            if dim == "chain" and size != self.settings["num_chains"]:
+                raise ValueError(f"{path} is of {size} chains")
+            if length > (self.settings["draws_per_write"] if dim == "draw" else max(size, 1)):
+                raise ValueError(f"{path} of shape {short(shape)} has chunks of {short(chunk)}")
+
+    def _create(self, path, data):
+        attributes = {"format": _FORMAT, "version": _VERSION}
+        _zarr().create_group(str(path), zarr_format=3, attributes=attributes)
+        groups: Any = data.groups() if callable(data.groups) else data.groups
+        for group in (name.strip("/") for name in groups):
+            if not group:
+                continue
+            content = data[group]
+            # A Dataset under ArviZ 0.x, a DataTree under 1.x.
+            content = content.to_dataset() if hasattr(content, "to_dataset") else content
+            chunks = {
+                name: {"chunks": self._chunk(variable)}
+                for name, variable in content.variables.items()
+                if "draw" in variable.dims
+            }
+            content.to_zarr(
+                str(path), group=group, encoding=chunks, zarr_format=3, consolidated=False
+            )
+
+    def _chunk(self, variable):
+        every = self.settings["draws_per_write"]
+        sizes = zip(variable.dims, variable.shape, strict=True)
+        return tuple(every if dim == "draw" else size for dim, size in sizes)
+
+
+def _append(path, dataset, start, stop):
+    """Writes the draws of a group, in chunks beyond the end that readers see."""
+    group = _zarr().open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
+    for name, variable in sorted(dataset.variables.items()):
+        if "draw" not in variable.dims:
+            continue
+        axis = variable.dims.index("draw")
+        values = np.arange(start, stop) if name == "draw" else variable.values
+        shape = (*values.shape[:axis], stop, *values.shape[axis + 1 :])
+        array = group.get(name)
+        others = None if array is None else (*array.shape[:axis], stop, *array.shape[axis + 1 :])
+        # Some xarrays store truth values as bytes, and say so in an attribute.
+        stored = {values.dtype, np.dtype("i1") if values.dtype == bool else values.dtype}
+        if array is None or others != shape or array.dtype not in stored:
+            raise ValueError(f"store {path.parent} is damaged: {path.name}/{name} has changed")
+        if array.shape != shape:
+            array.resize(shape)
+        array[(slice(None),) * axis + (slice(start, stop),)] = values
+
+
+def _groups(path):
+    """Those that have draws; an energy's walk has no likelihood."""
+    return [group for group in _PER_DRAW if (path / group).is_dir()]
+
+
+def _commit(path):
+    """Lets readers see what is there: one small file, replaced whole."""
+    zarr = _zarr()
+    with warnings.catch_warnings():
+        # The state's file is none of Zarr's, and what is consolidated is for xarray.
+        warnings.simplefilter("ignore", UserWarning)
+        for group in (*_groups(path), None):
+            zarr.consolidate_metadata(str(path), path=group, zarr_format=3)
+
+
+def _state_path(store, num_draws):
+    return store / f".state-{num_draws}.safetensors"
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a stream is written by zarr: pip install 'numpyro-neb[stream]'", name="zarr"
+        ) from error
+    return zarr

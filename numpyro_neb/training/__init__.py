@@ -1,0 +1,15 @@
+"""Training: `fit`, and the objectives that it minimises."""
+
+from numpyro_neb.training.likelihood import MaximumLikelihood, PersistentChains
+from numpyro_neb.training.loop import FitResult, fit
+from numpyro_neb.training.objectives import AbstractObjective, denoising_loss, sure_loss
+
+__all__ = [
+    "AbstractObjective",
+    "FitResult",
+    "MaximumLikelihood",
+    "PersistentChains",
+    "denoising_loss",
+    "fit",
+    "sure_loss",
+]

@@ -1,0 +1,113 @@
+"""Where `fit` takes its minibatches from: arrays, arrays on disk, or iterables of batches."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from numpyro_neb._internal.checks import check_finite, check_floats, check_rows
+from numpyro_neb.training.devices import Devices, digest
+
+
+class Minibatches(NamedTuple):
+    """A source of minibatches.
+
+    Attributes:
+        feed: Yields what step `start` and each later one is given, with the key of the training.
+        pick: The minibatch of one step, from what it is given and a key of its own, in compiled
+            code.
+        description: What it is, for the messages of checkpoints.
+        digest: The SHA-256 of an array in memory; None for what each process reads a part of.
+    """
+
+    feed: Callable[[int, PRNGKeyArray], Iterator[Any]]
+    pick: Callable[[Any, PRNGKeyArray], Array]
+    description: str
+    digest: str | None = None
+
+
+def step_keys(key: PRNGKeyArray, i: Any) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The keys of step i: of its minibatch, and of its noise."""
+    key_batch, key_noise = jax.random.split(jax.random.fold_in(key, i))
+    return key_batch, key_noise
+
+
+def minibatches_of(
+    data: Any, event_shape: tuple[int, ...], batch_size: int | None, devices: Devices
+) -> Minibatches:
+    """The source that `fit`'s data stand for, once it is known that they can.
+
+    A memory-mapped array stays on disk, and each step reads its own rows: the same ones as of an
+    array in memory.
+    Where there are several processes, each reads the part of its devices, or gives it: an iterable
+    is then of this process's parts of the batches.
+    """
+    is_array = hasattr(data, "shape") and hasattr(data, "dtype")
+    if not is_array and isinstance(data, Iterable) and not isinstance(data, list | tuple):
+        if batch_size is not None:
+            raise ValueError("batch_size must be left out where data are batches, got both")
+        feed = lambda start, _: _given(data, event_shape, start, devices)  # noqa: E731
+        return Minibatches(feed, lambda batch, _: batch, "batches from an iterable")
+    if batch_size is None:
+        raise ValueError("batch_size must be given where data are an array")
+    rows = lambda n, key: jax.random.randint(key, (batch_size,), 0, n)  # noqa: E731
+    if isinstance(data, np.ndarray) and _is_on_disk(data):
+        check_shape("data", data, event_shape)
+        choose = jax.jit(jax.vmap(lambda key, i: rows(len(data), step_keys(key, i)[0]), (None, 0)))
+        feed = lambda start, key: _read(data, choose, start, key, devices)  # noqa: E731
+        return Minibatches(feed, lambda batch, _: batch, f"an array of shape {data.shape}")
+    array = checked_array("data", data, event_shape)
+    feed = lambda _, __: itertools.repeat(devices.replicated(array))  # noqa: E731
+    pick = lambda array, key: devices.split(array[rows(len(array), key)])  # noqa: E731
+    sha256 = digest(array) if devices.several_processes else None
+    return Minibatches(feed, pick, f"an array of shape {array.shape}", sha256)
+
+
+def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
+    """The data as an array on the device, once known to be finite floats of that shape."""
+    data = check_shape(name, data, event_shape)
+    check_finite(name, data, in_jax=True)
+    return jnp.asarray(data)
+
+
+def check_shape(name: str, data: Any, event_shape: tuple[int, ...]) -> Array | np.ndarray:
+    """The data as an array, once known to be floats of shape (n, *event_shape)."""
+    data = check_floats(name, data)
+    check_rows(name, data, event_shape)
+    return data
+
+
+def _is_on_disk(data):
+    while isinstance(data, np.ndarray):
+        if isinstance(data, np.memmap):
+            return True
+        data = data.base
+    return False
+
+
+def _read(data, choose, start, key, devices):
+    """Rows of an array on disk; those of so many steps are chosen in one call."""
+    block, native = 256, data.dtype.newbyteorder("=")
+    for first in itertools.count(start, block):
+        for rows in np.asarray(choose(key, jnp.arange(first, first + block))):
+            yield devices.from_rows(lambda rows: np.asarray(data[rows], native), rows)
+
+
+def _given(batches, event_shape, start, devices):
+    """The batches of an iterable, from the beginning again where it ends, if it begins again."""
+    count, once = 0, iter(batches) is batches
+    while True:
+        before = count
+        for batch in batches:
+            if count >= start:
+                yield devices.from_parts(check_shape("a batch of data", batch, event_shape))
+            count += 1
+        if once or count == before:
+            raise ValueError(
+                f"data ended after {count} batches, before num_steps: an iterator gives its batches"
+                " once, a DataLoader or a list's like begins again"
+            )

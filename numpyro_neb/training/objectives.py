@@ -1,0 +1,245 @@
+"""Objectives that `fit` minimises."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from numpyro_neb._internal.checks import (
+    check_count,
+    check_finite,
+    check_floats,
+    check_key,
+    check_rows,
+)
+from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of, trainable
+from numpyro_neb.energies.conditional import ConditionalEnergy
+from numpyro_neb.training.devices import digest
+
+Batch = Float[Array, "batch *event"] | Float[np.ndarray, "batch *event"]
+
+
+class AbstractObjective(eqx.Module):
+    """An objective that keeps a state from one training step to the next, such as chains.
+
+    `fit` carries the state, and its checkpoints hold it. An objective without a state is a plain
+    function of an energy, a batch and a key, such as `denoising_loss`.
+
+    Attributes:
+        metrics: The names of the numbers that `__call__` returns with the loss. `fit` keeps each
+            for every step, and shows their means in the bar and to `callback`.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other objectives, for checkpoints."""
+        return f"{self!r} {digest(eqx.filter(self, eqx.is_array))}"
+
+    @abc.abstractmethod
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser that `fit` takes by default.
+
+        Args:
+            num_steps: How many steps it will take.
+        """
+
+    @abc.abstractmethod
+    def init(self, energy: Any, key: PRNGKeyArray) -> PyTree:
+        """The state before the first step: a pytree of arrays.
+
+        With `sharding`, arrays are split over the devices along their first axis, if it divides.
+
+        Args:
+            energy: The energy that training begins from.
+            key: A JAX random key.
+        """
+
+    @abc.abstractmethod
+    def __call__(
+        self, energy: Any, x: Batch, key: PRNGKeyArray, state: PyTree
+    ) -> tuple[Float[Array, ""], PyTree, dict[str, Float[Array, ""]]]:
+        """The loss of one step, the next state, and the metrics.
+
+        Args:
+            energy: The energy.
+            x: A minibatch of shape (batch, *event_shape).
+            key: A JAX random key.
+            state: What the step before returned, of the same structure, shapes and dtypes.
+        """
+
+    @abc.abstractmethod
+    def validation_loss(
+        self, energy: Any, x: Batch, key: PRNGKeyArray, state: PyTree
+    ) -> Float[Array, ""]:
+        """The loss on held-out data, which leaves the state as it is."""
+
+    def warning(self, means: dict[str, float]) -> str | None:
+        """What `fit` warns of, once, given the means of the metrics over some steps."""
+        del means
+        return None
+
+
+def check_step(
+    objective: AbstractObjective, before: PyTree, after: PyTree, metrics: dict[str, Any]
+) -> None:
+    """Raises a ValueError unless a step's state and metrics are those that the objective promises.
+
+    Args:
+        objective: The objective.
+        before: The state before the step.
+        after: The state after it.
+        metrics: Its metrics.
+    """
+    shape = lambda x: (jnp.shape(x), getattr(x, "dtype", type(x)))  # noqa: E731
+    one, other = (jax.tree.map(shape, state) for state in (before, after))
+    if jax.tree.structure(before) != jax.tree.structure(after) or one != other:
+        raise ValueError(
+            "objective must return a state of the structure, shapes and dtypes that its init"
+            f" returned, {one}, got {other}"
+        )
+    if set(metrics) != set(objective.metrics):
+        raise ValueError(
+            f"objective must return the metrics that it names, {sorted(objective.metrics)},"
+            f" got {sorted(metrics)}"
+        )
+
+
+def denoising_loss(
+    energy: AbstractEnergy | ConditionalEnergy, x: Batch, key: PRNGKeyArray
+) -> Float[Array, ""]:
+    r"""The DEEN objective, E norm(x - x_hat(y))^2 with y = x + sigma eps.
+
+    Its floor is L* = sigma^2 d - sigma^4 E norm(grad log f)^2, reached where phi = -log f up to a
+    constant; what it lies above is sigma^4 E norm(grad phi + grad log f)^2. So it learns the score
+    of the smoothed density without ever seeing it. sigma, loc and scale get no gradient.
+
+    For a `ConditionalEnergy` each example has a sigma of its own, log-uniform over the range, and
+    its error is in units of sigma^2: E norm(x - x_hat(y; sigma))^2 / sigma^2.
+
+    Args:
+        energy: The energy phi; x_hat(y) = y - sigma^2 grad phi(y).
+        x: A batch of clean data, of shape (batch, *event_shape).
+        key: A JAX random key, for the noise.
+
+    Returns:
+        The squared error, summed over coordinates and averaged over the batch, in the data's units
+        squared; for a `ConditionalEnergy` in units of sigma^2.
+
+    Raises:
+        TypeError: If `energy` is no energy, x holds no floats, or key is no random key.
+        ValueError: If x is not of that shape, or one that is known now is not finite.
+
+    Reference:
+        NEB equation 8; Vincent 2011; Hyvarinen 2005.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> x = jnp.array([[-1.0], [1.0]])
+        >>> loss = neb.denoising_loss(neb.MixtureEnergy(x, sigma=0.1), x, jax.random.key(0))
+        >>> bool(loss < 1e-6)  # the noise is far too small to mistake one point for the other
+        True
+    """
+    check_energy(energy, conditional=True)
+    check_key(key)
+    energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
+    if isinstance(energy, ConditionalEnergy):
+        key, key_level = jax.random.split(key)
+        low, high = jnp.log(jnp.asarray(energy.sigma_range, x.dtype))
+        sigma = jnp.exp(jax.random.uniform(key_level, (len(x),), x.dtype, low, high))
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        jump = lambda x, s, e: energy.unchecked_at(s).denoise(x + s * e)  # noqa: E731
+        errors = jax.vmap(lambda x, s, e: (x - jump(x, s, e)) / s)(x, sigma, noise)
+    else:
+        y = x + energy.sigma * jax.random.normal(key, x.shape, energy.sigma.dtype)
+        errors = x - jax.vmap(energy.denoise)(y)
+    return jnp.mean(jnp.sum(errors.reshape(len(x), -1) ** 2, axis=1))
+
+
+def sure_loss(
+    energy: AbstractEnergy,
+    y: Batch,
+    key: PRNGKeyArray,
+    *,
+    num_probes: int | None = None,
+) -> Float[Array, ""]:
+    r"""Stein's unbiased risk estimate: `denoising_loss` without the clean data.
+
+        norm(x_hat(y) - y)^2 + 2 sigma^2 div x_hat(y) - sigma^2 d
+
+    with x_hat(y) = y - sigma^2 grad phi(y). Its expectation over Y = X + N(0, sigma^2 I) is
+    E norm(X - x_hat(Y))^2, so `fit(energy, y, objective=sure_loss)` trains on noisy data alone.
+    Unbiased for a fixed energy, it is far too low on the data that the energy was trained on: give
+    `fit` held-out noisy `validation_data`, and `patience` to stop by it.
+
+    Args:
+        energy: The energy phi, at the noise level of the data.
+        y: A batch of noisy data, of shape (batch, *event_shape).
+        key: A JAX random key, for the probes.
+        num_probes: The divergence by that many of Hutchinson's random probes v, the mean of
+            v' (d x_hat / dy) v; by default exact, d Jacobian-vector products, up to d = 16, and by
+            one probe above.
+
+    Returns:
+        The estimate, averaged over the batch, in the data's units squared. It may be negative.
+
+    Raises:
+        TypeError: If `energy` is no `AbstractEnergy`, y holds no floats, or key is no random key.
+        ValueError: If y is not of that shape, one that is known now is not finite, or num_probes is
+            not a positive int.
+
+    Reference:
+        Stein, Estimation of the mean of a multivariate normal distribution, Annals of Statistics 9
+        (1981); Ramani, Blu and Unser, Monte-Carlo SURE, IEEE TIP 17 (2008), for the probes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 2)), 1.0, covariances=jnp.eye(2)[None])
+        >>> y = energy.sample(jax.random.key(0), (10_000,))
+        >>> loss = neb.sure_loss(energy, y, jax.random.key(1))
+        >>> print(f"{loss:.1f}")  # sigma^2 s^2 / (sigma^2 + s^2) in each of two dimensions
+        1.0
+    """
+    if num_probes is not None:
+        check_count("num_probes", num_probes)
+    check_energy(energy)
+    check_key(key)
+    energy, y = fixed_buffers(energy), checked_batch("y", energy, y)
+    size = y[0].size
+    if num_probes is None and size <= _EXACT:
+        probes = jnp.broadcast_to(jnp.eye(size, dtype=y.dtype) * size**0.5, (len(y), size, size))
+    else:
+        shape = (len(y), num_probes or 1, size)
+        probes = jax.random.rademacher(key, shape, y.dtype)
+
+    def risk(y, probes):
+        jump, jacobian = jax.linearize(energy.denoise, y)
+        along = lambda v: jnp.vdot(v, jacobian(v))  # noqa: E731
+        divergence = jnp.mean(jax.vmap(along)(probes.reshape(-1, *y.shape)))
+        return jnp.sum((jump - y) ** 2) + energy.sigma**2 * (2 * divergence - size)
+
+    return jnp.mean(jax.vmap(risk)(y, probes))
+
+
+# Up to this many dimensions the divergence is exact unless probes are asked for.
+_EXACT = 16
+
+
+def fixed_buffers(energy: Any) -> Any:
+    """The energy with no gradient to what does not train."""
+    params, buffers = eqx.partition(energy, trainable(energy))
+    return eqx.combine(params, jax.lax.stop_gradient(eqx.filter(buffers, eqx.is_array)), buffers)
+
+
+def checked_batch(name: str, energy: Any, data: Any) -> Float[Array, "batch *event"]:
+    """A batch of events as floats of the energy's precision, once known to be one."""
+    data = check_floats(name, data)
+    check_rows(name, data, energy.event_shape, "batch")
+    check_finite(name, data, in_jax=True)
+    return in_dtype_of(energy, data)

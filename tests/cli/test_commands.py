@@ -1,0 +1,192 @@
+"""The command line on files of arrays."""
+
+import arviz as az
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import numpyro_neb as neb
+from numpyro_neb import cli as command_line
+
+DATA = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+QUICK = ["--steps", "120", "--batch", "32", "--width", "16", "--depth", "2"]
+QUICK += ["--likelihood-steps", "0"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    np.save(tmp_path / "data.npy", DATA)
+    return tmp_path / "data.npy"
+
+
+@pytest.fixture(scope="module")
+def energy(tmp_path_factory):
+    """The exact energy of the data: two far modes."""
+    path = tmp_path_factory.mktemp("energy") / "energy.safetensors"
+    neb.save(path, neb.MixtureEnergy(jnp.array([[-2.0] * 4, [2.0] * 4]), 0.5))
+    return path
+
+
+def run(*arguments):
+    return command_line.main([str(argument) for argument in arguments])
+
+
+def assert_equal(one, other):
+    arrays = [jax.tree.leaves(eqx.filter(neb.load(path), eqx.is_array)) for path in (one, other)]
+    for a, b in zip(*arrays, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_train(data, tmp_path, capsys):
+    out = tmp_path / "energy.safetensors"
+    assert run("train", data, "--sigma", "auto", "--out", out, *QUICK) == 0
+    shown = capsys.readouterr()
+    assert "285 examples of shape (4,), 15 held out" in shown.out
+    assert f"written: {out}" in shown.out
+    assert "120/120" in shown.err
+    energy = neb.load(out)
+    np.testing.assert_allclose(energy.sigma, neb.critical_sigma(DATA), rtol=1e-6)
+    np.testing.assert_allclose(energy.loc, DATA[:285].mean(0), rtol=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {"data.npy", "energy.safetensors"}
+    assert "maximum likelihood" not in shown.out
+    # One seed, one energy.
+    assert run("train", data, "--sigma", "auto", "--out", tmp_path / "again", *QUICK) == 0
+    assert_equal(tmp_path / "again", out)
+
+
+def test_train_in_both_stages(data, tmp_path, capsys):
+    arguments = ["train", data, "--sigma", 0.5, *QUICK, "--steps", 5]
+    assert run(*arguments, "--out", tmp_path / "denoised") == 0
+    second = ["--likelihood-steps", 3, "--chains", 8]
+    assert run(*arguments, *second, "--out", tmp_path / "both") == 0
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err
+    assert "gap=" in shown.err
+    assert "python -m numpyro_neb evaluate" in shown.out
+    denoised, both = (neb.load(tmp_path / name) for name in ("denoised", "both"))
+    weights = [energy.network.layers.layers[0].weight for energy in (denoised, both)]
+    # Three steps of Adam at 2e-4 and less move no weight by more than 6e-4.
+    assert 1e-5 < np.abs(weights[0] - weights[1]).max() < 7e-4
+
+
+def test_train_a_u_net(tmp_path):
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 4, 4)))
+    arguments = ["--network", "unet", "--channels", 2, 4, "--steps", 2, "--held-out", 0]
+    arguments += ["--likelihood-steps", 2, "--chains", 4]
+    out = tmp_path / "energy"
+    assert run("train", tmp_path / "images.npy", "--sigma", 0.3, "--out", out, *arguments) == 0
+    assert neb.load(out).network.channels == (2, 4)
+
+
+def test_control_c_leaves_a_training_that_goes_on(data, tmp_path, capsys, monkeypatch):
+    out, whole = tmp_path / "energy", tmp_path / "whole"
+    assert run("train", data, "--sigma", 0.5, "--out", whole, *QUICK) == 0
+    real = neb.fit
+
+    def interrupted(*args, **kwargs):
+        def stop(done, metrics):
+            raise KeyboardInterrupt
+
+        return real(*args, **kwargs, callback=stop)
+
+    monkeypatch.setattr(neb, "fit", interrupted)
+    assert run("train", data, "--sigma", 0.5, "--out", out, *QUICK) == 130
+    assert "the same call goes on from the newest checkpoint" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "energy.checkpoints" / "denoising").iterdir()} == {
+        "6"
+    }
+    monkeypatch.setattr(neb, "fit", real)
+    assert run("train", data, "--sigma", 0.5, "--out", out, *QUICK) == 0
+    assert_equal(out, whole)
+    assert not (tmp_path / "energy.checkpoints").exists()
+
+
+def test_sample(energy, tmp_path, capsys):
+    out = tmp_path / "draws.nc"
+    sizes = ["--chains", 2, "--draws", 30, "--num-steps", 5]
+    assert run("sample", energy, "--out", out, *sizes) == 0
+    shown = capsys.readouterr().out
+    assert "the walk: R-hat at most" in shown
+    assert "of 60" in shown
+    draws = az.from_netcdf(str(out))
+    assert draws.posterior["x"].shape == (2, 30, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["draws.nc"]
+
+
+def test_denoise_and_recall(energy, tmp_path, capsys):
+    noisy = np.array([[-1.5, -2.0, -2.5, -1.0], [1.0, 2.0, 2.5, 3.0]])
+    np.save(tmp_path / "noisy.npy", noisy)
+    assert run("denoise", energy, tmp_path / "noisy.npy", "--out", tmp_path / "clean.npy") == 0
+    expected = np.broadcast_to([[-2.0], [2.0]], (2, 4))
+    np.testing.assert_allclose(np.load(tmp_path / "clean.npy"), expected, atol=1e-3)
+    assert run("recall", energy, tmp_path / "noisy.npy", "--out", tmp_path / "m.npz") == 0
+    assert "2 of 2 cues came to rest, 2 in a stable memory" in capsys.readouterr().out
+    with np.load(tmp_path / "m.npz") as found:
+        np.testing.assert_allclose(found["attractors"], expected, atol=1e-3)
+        assert found["stable"].all()
+
+
+def test_info(energy, data, tmp_path, capsys):
+    assert run("info", energy) == 0
+    assert "MixtureEnergy, event shape (4,)\nsigma 0.5\n" in capsys.readouterr().out
+    network = neb.networks.MLP((4,), width_size=3, depth=1, conditional=True, key=jax.random.key(0))
+    neb.save(tmp_path / "conditional", neb.ConditionalEnergy(network, (4,), (0.1, 1.0)))
+    assert run("info", tmp_path / "conditional") == 0
+    shown = capsys.readouterr().out
+    assert "ConditionalEnergy of a network MLP" in shown
+    assert "sigma from 0.1 to 1\n34 trainable parameters" in shown
+    assert run("info", data) == 0
+    shown = capsys.readouterr().out
+    assert "300 examples of shape (4,), float32" in shown
+    assert str(neb.sphere_overlaps(DATA)) in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "none.npy", "--sigma", 1, "--out", "e"), "there is no file none.npy"),
+        (("train", "data.npy", "--sigma", "large", "--out", "e"), "--sigma must be a number or"),
+        (("train", "data.npy", "--sigma", -1, "--out", "e"), "sigma must be"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--held-out", 1), "--held-out must be"),
+        (("train", "bytes.npy", "--sigma", 1, "--out", "e"), "data must hold floats, got uint8"),
+        (("train", "pickle.npy", "--sigma", 1, "--out", "e"), "pickle.npy is no .npy file of"),
+        (("train", "text.npy", "--sigma", 1, "--out", "e"), "text.npy is no .npy file of"),
+        (("train", "nan.npy", "--sigma", 1, "--out", "e"), "data must be finite"),
+        (("train", "one.npy", "--sigma", "auto", "--out", "e"), "x must hold at least two points"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--steps", 0), "--steps must be a posi"),
+        (("denoise", "good", "one.npy", "--out", "e"), "y must end in the event shape (4,)"),
+        (("recall", "good", "bytes.npy", "--out", "e"), "y must hold floats, got uint8"),
+        (("sample", "good", "--num-steps", 0, "--out", "e"), "num_steps must be a positive int"),
+        (("denoise", "text.npy", "data.npy", "--out", "e"), "text.npy"),
+        (("sample", "none", "--out", "e"), "there is no file none"),
+        (("info", "text.npy"), "text.npy is no .npy file of numbers"),
+    ],
+)
+def test_a_sentence_in_place_of_a_traceback(
+    arguments, message, data, tmp_path, capsys, monkeypatch, untyped
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("bytes.npy", np.zeros((5, 2), np.uint8))
+    np.save("pickle.npy", np.array([{}, "x"], object))
+    np.save("nan.npy", DATA * np.nan)
+    np.save("one.npy", DATA[:1, :3])
+    neb.save("good", neb.MixtureEnergy(jnp.zeros((1, 4)), 0.5))
+    (tmp_path / "text.npy").write_text("not an array")
+    before = {path.name for path in tmp_path.iterdir()}
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"{arguments[0]}: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "denoise", "recall", "info"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run(command, "--help")
+    assert len(capsys.readouterr().out) > 200
+    with pytest.raises(SystemExit, match="2"):
+        run(command)

@@ -1,0 +1,159 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import targets
+from numpyro.infer import MCMC
+from scipy import integrate, stats
+
+import numpyro_neb as neb
+from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
+from numpyro_neb.integrators.adaptation import _effective
+
+# One narrow and one wide direction: s is 1 and 3 in units of sigma = 0.5.
+SIGMA, Y_SD = 0.5, np.array([0.5, 1.5])
+GAUSSIAN = targets.gaussian(np.sqrt(Y_SD**2 - SIGMA**2), SIGMA)
+
+
+def run(kernel, num_warmup=600, num_samples=1, num_chains=256, **kwargs):
+    mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
+                chain_method="vectorized", progress_bar=False)  # fmt: skip
+    mcmc.run(jax.random.key(0), **kwargs)
+    return mcmc
+
+
+def tuned(integrator, energy=GAUSSIAN, **kwargs):
+    settings = {"num_steps": 4, "adapt_step_size": True} | kwargs
+    return neb.WalkJumpKernel(energy, integrator=integrator, **settings)
+
+
+@pytest.mark.parametrize(
+    ("integrator", "target"),
+    [(MALA(), None), (MALA(), 0.8), (GHMC(), None), (GHMC(step_size=3.0), 0.7)],
+)
+def test_metropolis_steps_go_to_the_target_acceptance(integrator, target):
+    kernel = tuned(integrator, target_accept_prob=target)
+    target = target or integrator.target_accept_prob
+    mcmc = MCMC(kernel, num_warmup=600, num_samples=50, num_chains=256,
+                chain_method="vectorized", progress_bar=False)  # fmt: skip
+    mcmc.warmup(jax.random.key(0), collect_warmup=True)
+    rate = mcmc.get_extra_fields(group_by_chain=True)["acceptance_rate"]
+    # Dual averaging leaves the mean off by gamma |log(step / prox)| / sqrt(n), with gamma 0.05 and
+    # a prox of ten times the first step: a factor of 100, and a swing of ten about it.
+    assert abs(rate.mean() - target) < 0.05 * np.log(1000) / np.sqrt(600)
+    mcmc.run(mcmc.post_warmup_state.rng_key)
+    # The rate is concave in the log of the step: at their averaged step it is higher, by Jensen.
+    rate = mcmc.get_extra_fields(group_by_chain=True)["acceptance_rate"]
+    assert target < rate.mean() < (1 + target) / 2
+
+
+def leapfrog_widening(step, deviation):
+    """The relative bias of the variance that the energy error's bound stands for."""
+    ratio = (step / deviation) ** 2 / 4
+    return ratio / (1 - ratio)
+
+
+@pytest.mark.parametrize(("d", "max_bias"), [(1, 0.05), (2, 0.05), (8, 0.02), (8, 0.1)])
+def test_ula_is_tuned_to_the_stated_bias(d, max_bias):
+    """On a Gaussian with equal variances its bias is known: eta / (2 s^2) / (1 - ...)."""
+    energy = targets.gaussian(np.zeros(d), SIGMA)
+    step = run(tuned(ULA(), energy, max_bias=max_bias)).last_state.step_size
+    # ULA's eta is half of the square of a leapfrog's step.
+    bias = leapfrog_widening(np.sqrt(2) * np.asarray(step, float), SIGMA)
+    # The bound is to first order in the bias, and met on the mean over what warm-up has seen.
+    assert 0.4 * max_bias < np.median(bias) <= max_bias * (1 + 2 * max_bias)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 8, 64])
+def test_the_score_at_the_bound_is_the_target_in_every_dimension(d):
+    share = float(_effective(1.0, float(d)))
+    score = integrate.quad(lambda u: (1 + 2 * stats.chi2.ppf(u, d) / (share * d)) ** -0.5, 0, 1)[0]
+    np.testing.assert_allclose(score, 3**-0.5, rtol=2e-3)
+
+
+def test_a_fresh_velocity_shares_no_randomness_with_the_steps():
+    """One step a draw: with a key in common, the noise of the step repeats the velocity's."""
+    kernel = tuned(GHMC(friction=1e-6), num_steps=1, adapt_mass_matrix=False)
+    state = kernel.init(jax.random.key(0), 10**6, None)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    drawn = jax.vmap(lambda key: kernel.sample(state._replace(rng_key=key)))(keys)
+    # The acceptance follows from the velocity alone: without a common key, those accepted and the
+    # first number of the next key's stream are independent.
+    accepted = np.asarray(jnp.any(drawn.walk.position != state.walk.position, axis=1), float)
+    rate = np.asarray(drawn.acceptance_rate, float)
+    targets.within(accepted.mean(), rate.mean(), np.sqrt((rate * (1 - rate)).mean() / 4000))
+
+
+@pytest.mark.parametrize("integrator", [ABOBA(step_size=5.0), BAOAB(step_size=5.0)])
+def test_unadjusted_steps_are_found_from_a_wild_one(integrator):
+    """From a step at which the walk explodes, to one below the bound, and the law is right."""
+    # Warm-up itself is no draw from the law: 100 draws of 4 steps forget its last position.
+    state = run(tuned(integrator), num_warmup=300, num_samples=100).last_state
+    assert state.num_diverging.tolist() == [0] * 256
+    widening = leapfrog_widening(np.asarray(state.step_size, float)[:, None], Y_SD)
+    assert 0.02 < np.median(widening.mean(1)) < 0.05
+    y = np.asarray(state.draw["y"], float)
+    targets.within((y**2).mean(0), Y_SD**2, Y_SD**2 * np.sqrt(2 / 256))
+
+
+def test_friction_is_a_quarter_of_the_widest_coordinates_critical_one():
+    state = run(tuned(GHMC())).last_state
+    friction = jax.vmap(
+        lambda adaptation: adaptation.integrator(GHMC(), jnp.array(2.0), 0.05).friction
+    )(state.adaptation)
+    # The widest deviation is 3 in units of sigma; each chain knows it from a share of its draws.
+    np.testing.assert_allclose(np.median(friction), 0.5 / 3, rtol=0.1)
+
+
+def test_mass_matrix_makes_scales_equal():
+    """On scales 1 and 100 apart, the tuned walk has the law of both."""
+    energy = targets.gaussian([0.0, 50.0], SIGMA)
+    kernel = tuned(GHMC(), energy, adapt_mass_matrix=True)
+    state = run(kernel).last_state
+    y = np.asarray(state.draw["y"], float)
+    variance = np.array([SIGMA**2, 50.0**2 + SIGMA**2])
+    targets.within((y**2).mean(0), variance, variance * np.sqrt(2 / 256))
+    deviations = np.sqrt(np.asarray(state.adaptation.state.inverse_mass_matrix, float)) * SIGMA
+    # From a window of a few hundred correlated draws.
+    np.testing.assert_allclose(np.median(deviations, axis=0), np.sqrt(variance), rtol=0.2)
+    assert jnp.all(state.unit == SIGMA)
+
+
+def test_what_warm_up_found_is_kept_and_reusable():
+    kernel = tuned(MALA())
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=30, num_chains=2,
+                chain_method="vectorized", progress_bar=False)  # fmt: skip
+    mcmc.run(jax.random.key(0))
+    steps = mcmc.get_extra_fields(group_by_chain=True)["step_size"]
+    assert (steps == steps[:, :1]).all()
+    later = MCMC(kernel, num_warmup=0, num_samples=30, num_chains=2,
+                 chain_method="vectorized", progress_bar=False)  # fmt: skip
+    later.post_warmup_state = mcmc.last_state
+    later.run(jax.random.key(1))
+    np.testing.assert_array_equal(later.get_extra_fields(group_by_chain=True)["step_size"], steps)
+
+
+@pytest.mark.parametrize("num_warmup", [0, 1, 5])
+def test_short_warm_ups(num_warmup):
+    mcmc = run(tuned(BAOAB()), num_warmup=num_warmup, num_chains=2)
+    assert np.isfinite(mcmc.get_samples()["y"]).all()
+    if num_warmup == 0:
+        np.testing.assert_allclose(mcmc.last_state.step_size, SIGMA, rtol=1e-6)
+
+
+def test_frozen_coordinates_do_not_disturb_the_tuning():
+    frozen = np.array([True, False])
+    kernel = tuned(GHMC(), frozen=frozen)
+    start = jnp.ones((256, 2))
+    mcmc = run(kernel, num_samples=20, init_params=start)
+    assert (mcmc.get_samples()["y"][:, 0] == 1).all()
+    rate = mcmc.get_extra_fields()["acceptance_rate"].mean()
+    assert abs(rate - 0.9) < 0.05
+
+
+def test_float64(x64):
+    energy = neb.MixtureEnergy(np.zeros((1, 2)), SIGMA)
+    kernel = tuned(BAOAB(), energy)
+    state = kernel.init(jax.random.split(jax.random.key(0)), 30, None)
+    state = jax.jit(kernel.sample)(state)
+    assert state.step_size.dtype == state.draw["y"].dtype == jnp.float64
