@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import numpyro_neb as neb
+from benchmarks.timing import Run, bench_module
 from benchmarks.training import bare_run
-from benchmarks.walk import Run, bench_module, fastest_threads
+from benchmarks.walk import fastest_threads
 from numpyro_neb._internal.convolutions import as_matrix_products
 from numpyro_neb.networks.convolutional import ConvNet, UNet
 

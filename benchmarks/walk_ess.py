@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 
 import numpyro_neb as neb
 from benchmarks.images import weighed
-from benchmarks.walk import Row, Settings, bench_module, compilations
+from benchmarks.timing import Row, Settings, bench_module, compilations
 
 _CHAINS = 4
 # One in so many steps is recorded: a small part of the autocorrelation time of any peer here.
