@@ -14,18 +14,35 @@ from numpyro.handlers import seed
 from numpyro.infer import MCMC
 from numpyro.util import find_stack_level
 
-from numpyro_neb._internal.checks import check_count, check_key, kind
-from numpyro_neb.empirical_bayes.normal_means import MixtureFit
+from numpyro_neb._internal.arviz_data import (
+    SupportsArviz,
+    add_groups,
+    created_by,
+    event_dims,
+    from_groups,
+)
+from numpyro_neb._internal.checks import kind
+from numpyro_neb._internal.numpyro_mcmc import model_arguments
 from numpyro_neb.sampling.kernel import WalkJumpKernel
 from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
-
-_EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 
 Draws = Mapping[str, Any]
 
 
 def to_arviz(
-    mcmc: MCMC | MixtureFit,
+    self,
+    key: PRNGKeyArray,
+    coords: Mapping[str, Sequence] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    *,
+    num_samples: int = 1000,
+) -> Any:
+    """ArviZ data of draws with this key."""
+    ...
+
+
+def to_arviz(
+    mcmc: MCMC | SupportsArviz,
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     *,
@@ -48,8 +65,7 @@ def to_arviz(
     Groups `warmup_posterior`, `warmup_sample_stats`, `prior`, `prior_predictive` and
     `posterior_predictive` hold what is given for them; `prior` the jumps too.
 
-    Of a `MixtureFit`, group `posterior` holds independent draws of each `x` given its y, in four
-    chains; `observed_data` the `y`, `constant_data` the `sigma` of each.
+    A `MixtureFit` is drawn from: its `to_arviz` says what the groups hold.
 
     Args:
         mcmc: An MCMC object that has run, or what `fit_mixture` returned.
@@ -70,7 +86,9 @@ def to_arviz(
         log_likelihood: Whether to compute the log likelihood of each observation at each draw; by
             default for every model. It takes chains x draws x observations floats.
         num_samples: The number of draws in each chain of a fit, 1,000 by default.
-        key: A JAX random key for them, `jax.random.key(0)` by default.
+        key: A JAX random key for the draws of a fit. Without one they are those of
+            `jax.random.key(0)`, the same at each call: give one for draws that are independent of
+            other calls'.
 
     Returns:
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.
@@ -95,15 +113,14 @@ def to_arviz(
         >>> data.posterior["x"].dims
         ('chain', 'draw', 'event_dim_0')
     """
-    if isinstance(mcmc, MixtureFit):
+    if isinstance(mcmc, SupportsArviz) and not isinstance(mcmc, type):
         given = {"warmup": warmup, "prior": prior, "posterior_predictive": posterior_predictive}
         given |= {"constant_data": constant_data, "log_likelihood": log_likelihood}
         for name in [name for name, value in given.items() if value is not None]:
-            raise TypeError(f"{name} must be None for a MixtureFit: it is for an MCMC")
+            raise TypeError(f"{name} must be None for a {kind(mcmc)}: it is for an MCMC")
         key = jax.random.key(0) if key is None else key
-        check_key(key)
-        count = 1000 if num_samples is None else check_count("num_samples", num_samples)
-        return _from_fit(mcmc, coords, dims, mcmc.sample(key, (4, count)))
+        count = 1000 if num_samples is None else num_samples
+        return mcmc.to_arviz(key, coords, dims, num_samples=count)
     if num_samples is not None or key is not None:
         raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
     check_walk(mcmc, ", or a MixtureFit")
@@ -217,6 +234,7 @@ def from_walk(
     import arviz as az
 
     kernel, density = check_walk(mcmc), None
+    args, kwargs = model_arguments(mcmc)
     own = {name: list(names) for name, names in (dims or {}).items()}
     if kernel.model is None:
         named, constants = _of_energy(kernel, own)
@@ -224,30 +242,28 @@ def from_walk(
         # As the kernel sees it: what the model draws by itself is the same at every call.
         mcmc = copy.copy(mcmc)
         mcmc.sampler = kernel.wrap_model(lambda model: seed(model, jax.random.key(0)))
-        density = ModelDensity(kernel.model, mcmc._args, mcmc._kwargs, kernel.init_strategy)
+        density = ModelDensity(kernel.model, args, kwargs, kernel.init_strategy)
         sites = density.sites()
-        named, constants = _of_model(kernel.model, mcmc._args, mcmc._kwargs, sites, own)
+        named, constants = _of_model(kernel.model, args, kwargs, sites, own)
         sigmas = density.constant_sigmas(sites).items()
         constants |= {f"{name}_sigma": np.asarray(sigma) for name, sigma in sigmas}
-    settings = {"coords": dict(coords or {}), "dims": named}
+    coords = dict(coords or {})
     data = az.from_numpyro(
         mcmc,
         constant_data=constants | dict(constant_data or {}),
         posterior_predictive=None if posterior_predictive is None else dict(posterior_predictive),
         log_likelihood=log_likelihood and kernel.model is not None,
-        **settings,
+        coords=coords,
+        dims=named,
     )
     groups = _warmup_groups(warmup, mcmc.num_chains)
     if prior is not None:
         groups |= _prior_groups(prior, density, set(data["posterior"].data_vars))
-    _add(data, groups, settings)
+    if groups:
+        add_groups(data, from_groups(groups, coords, named))
     data["posterior"].attrs |= _attributes(kernel)
     data["sample_stats"].attrs["num_coordinates"] = _num_coordinates(mcmc)
     return data
-
-
-def _event_dims(shape):
-    return list(_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]))
 
 
 def _of_energy(kernel, own):
@@ -256,7 +272,7 @@ def _of_energy(kernel, own):
     constants = {name: np.asarray(getattr(energy, name)) for name in ("sigma", "loc", "scale")}
     if kernel.frozen is not None:
         constants["frozen"] = np.asarray(kernel.frozen)
-    names = _event_dims(shape)
+    names = event_dims(shape)
     named = {k: list(names) for k, v in constants.items() if np.shape(v) == shape}
     return named | {"y": list(names), "x": list(names)} | own, constants
 
@@ -356,28 +372,6 @@ def _prior_groups(prior, density, posterior):
     return {name: group for name, group in groups.items() if group}
 
 
-def _converted(groups, settings):
-    import arviz as az
-
-    # ArviZ 0.x takes the groups by name, 1.x in one mapping.
-    from_dict: Any = az.from_dict
-    if az.__version__.startswith("0."):
-        return from_dict(**groups, **settings, save_warmup=True)
-    return from_dict(groups, **settings, save_warmup=True)
-
-
-def _add(data, groups, settings):
-    """Adds groups to ArviZ data."""
-    if not groups:
-        return
-    more = _converted(groups, settings)
-    if hasattr(data, "extend"):
-        data.extend(more)
-        return
-    for name in groups:
-        data[name] = more[name]
-
-
 def _num_coordinates(mcmc):
     """The number of coordinates of a chain that move."""
     state = mcmc.last_state
@@ -387,33 +381,9 @@ def _num_coordinates(mcmc):
     return int(np.sum(np.broadcast_to(np.asarray(unit) > 0, np.shape(position))))
 
 
-def _from_fit(fit, coords, dims, draws):
-    names = ["observation", *_event_dims(fit.energy.event_shape)]
-    named = {"x": names, "y": names, "sigma": names[:1]}
-    named |= {k: list(v) for k, v in (dims or {}).items()}
-    groups = {
-        "posterior": {"x": np.asarray(draws)},
-        "observed_data": {"y": fit.y},
-        "constant_data": {"sigma": fit.sigma},
-    }
-    data = _converted(groups, {"coords": dict(coords or {}), "dims": named})
-    data["posterior"].attrs |= _created_by() | {
-        "log_likelihood": fit.log_likelihood,
-        "duality_gap": fit.duality_gap,
-        "x": "X given Y=y under the nonparametric maximum-likelihood estimate",
-    }
-    return data
-
-
-def _created_by():
-    from numpyro_neb import __version__
-
-    return {"created_by": f"numpyro_neb {__version__}"}
-
-
 def _attributes(kernel):
     settings = ", ".join(f"{name}={value!r}" for name, value in vars(kernel.integrator).items())
-    attributes = _created_by() | {
+    attributes = created_by() | {
         "integrator": f"{type(kernel.integrator).__name__}({settings})",
         "steps_per_draw": kernel.num_steps,
         "inverse_temperature": kernel.inverse_temperature,

@@ -24,7 +24,7 @@ ARROWS = {
     "memories": {"_internal", "empirical_bayes", "energies"},
     "sampling": {"_internal", "energies", "integrators", "models"},
     "evaluation": {"_internal", "empirical_bayes", "energies", "integrators", "training"},
-    "diagnostics": {"_internal", "empirical_bayes", "sampling"},
+    "diagnostics": {"_internal", "sampling"},
     "streaming": {"_internal", "diagnostics", "files", "sampling", "training"},
     "plots": {"_internal", "diagnostics", "energies", "evaluation", "geometry", "memories"},
     # A user of the package, beside which it knows a few rooms.

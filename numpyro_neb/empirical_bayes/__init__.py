@@ -16,7 +16,8 @@ from numpyro_neb.empirical_bayes.functions import (
     posterior_mean,
     posterior_std,
 )
-from numpyro_neb.empirical_bayes.normal_means import MixtureFit, fit_mixture
+from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit
+from numpyro_neb.empirical_bayes.normal_means import fit_mixture
 from numpyro_neb.models.normalizer import log_normalizer
 
 __all__ = [

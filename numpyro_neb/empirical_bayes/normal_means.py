@@ -1,157 +1,23 @@
 """Normal means: the law of X from noisy observations alone, by nonparametric maximum likelihood."""
 
 import warnings
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 from scipy.optimize import nnls
-from scipy.special import logsumexp, softmax
 from tqdm.auto import tqdm
 
 from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
     check_finite,
-    check_key,
     check_positive,
     check_reals,
     check_squares,
 )
-from numpyro_neb.empirical_bayes.posteriors import MixturePosterior
+from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit, check_observations, shape_of_rows
+from numpyro_neb.empirical_bayes.normal_kernel import NormalKernel
 from numpyro_neb.energies.mixture import MixtureEnergy
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class MixtureFit:
-    """A law of X estimated from noisy observations, and what it says of each of them.
-
-    `print` shows it as a table; `to_arviz(fit)` gives ArviZ draws of each X. What is said of the
-    observations is computed in float64, on the host.
-
-    Attributes:
-        energy: The fitted mixture of point masses; at the median of `sigma` where that differs.
-        y: The observations, of shape (n, *event_shape).
-        sigma: The noise of each, of shape (n,).
-        locs: Where the point masses are, of shape (K, *event_shape).
-        weights: What they weigh, of shape (K,).
-        duality_gap: The log-likelihood is at most this far below the best that any weights on the
-            same candidate locations have; NaN for data that the mixture was not fitted to.
-        num_iterations: Newton steps taken.
-    """
-
-    energy: MixtureEnergy
-    y: Float[np.ndarray, "n *event"]
-    sigma: Float[np.ndarray, " n"]
-    locs: Float[np.ndarray, "K *event"]
-    weights: Float[np.ndarray, " K"]
-    duality_gap: float
-    num_iterations: int
-
-    @cached_property
-    def log_likelihoods(self) -> Float[np.ndarray, " n"]:
-        """Log f(y_j), each at its own sigma_j."""
-        return self._kernel.log_density(np.arange(len(self.locs)), self.weights)
-
-    @property
-    def log_likelihood(self) -> float:
-        """The log-likelihood of all of `y`, each at its own sigma: sum_j log f(y_j)."""
-        return float(np.sum(self.log_likelihoods))
-
-    @property
-    def posterior_mean(self) -> Float[np.ndarray, "n *event"]:
-        """E[X given Y=y] of each observation."""
-        return self._moments[0]
-
-    @property
-    def posterior_std(self) -> Float[np.ndarray, "n *event"]:
-        """The standard deviation of X given Y=y, of each observation and coordinate."""
-        return self._moments[1]
-
-    @property
-    def posterior_second_moment(self) -> Float[np.ndarray, "n *event"]:
-        """E[X^2 given Y=y] of each observation and coordinate."""
-        return self.posterior_mean**2 + self.posterior_std**2
-
-    @property
-    def lfsr(self) -> Float[np.ndarray, "n *event"]:
-        """The local false sign rate, min(P(X <= 0), P(X >= 0)) given Y=y."""
-        return self._moments[2]
-
-    @cached_property
-    def _moments(self):
-        locs = self.locs.reshape(len(self.locs), -1)
-        centre = self.weights @ locs
-        columns = np.hstack([locs - centre, (locs - centre) ** 2, locs <= 0, locs >= 0])
-        averages = self._kernel.averages(self.weights, columns)
-        first, second, below, above = np.split(averages, 4, axis=1)
-        std = np.sqrt(np.maximum(second - first**2, 0))
-        results = (centre + first, std, np.minimum(below, above))
-        return tuple(result.reshape(self.y.shape) for result in results)
-
-    @property
-    def _kernel(self):
-        flat = lambda a: a.reshape(len(a), -1)  # noqa: E731
-        return _Kernel(flat(self.y), self.sigma, flat(self.locs))
-
-    @property
-    def posterior(self) -> MixturePosterior:
-        """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`."""
-        y, sigma = jnp.asarray(self.y, float), jnp.asarray(self.sigma, float)
-        return MixturePosterior(self.energy, y, sigma)
-
-    def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
-        """What the fitted law says of other observations.
-
-        Args:
-            y: New observations, of shape (m, *event_shape).
-            sigma: Their noise, a scalar or of shape (m,).
-
-        Returns:
-            The same mixture with the new observations: `posterior_mean` and the rest are theirs, as
-            is `log_likelihood`, the one of held-out data.
-
-        Raises:
-            TypeError: As `fit_mixture`.
-            ValueError: As `fit_mixture`.
-        """
-        y, sigma = _checked(y, sigma)
-        if y.shape[1:] != self.energy.event_shape:
-            shape = _shape("m", self.energy.event_shape)
-            raise ValueError(f"y must have shape {shape}, got {y.shape}")
-        return replace(self, y=y, sigma=sigma, duality_gap=np.nan)
-
-    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Draws of X given Y=y for each observation, of shape (*shape, n, *event_shape)."""
-        check_key(key)
-        return self.posterior.sample(key, shape)
-
-    def __repr__(self) -> str:
-        weights, n = self.weights, len(self.y)
-        title = f"MixtureFit of {n} observations: log-likelihood {self.log_likelihood:.4f}"
-        if np.isfinite(self.duality_gap):
-            title += f", at most {self.duality_gap:.2g} below the best on its locations"
-        if self.energy.event_shape:
-            return f"{title}\n{len(weights)} point masses"
-        atoms = [f"{w:.3g} at {m:.4g}" for w, m in zip(weights, self.locs, strict=True)]
-        atoms = [*atoms[:6], "...", *atoms[-6:]] if len(atoms) > 12 else atoms
-        columns = ("y", "sigma", "posterior_mean", "posterior_std", "lfsr")
-        rows = list(range(n)) if n <= 10 else [*range(5), *range(n - 5, n)]
-        table = np.stack([getattr(self, c)[rows] for c in columns], 1)
-        body = [
-            f"{row:8}" + "".join(f"{v:16.4g}" for v in values)
-            for row, values in zip(rows, table, strict=True)
-        ]
-        if n > 10:
-            body.insert(5, f"{'...':>8}")
-        header = " " * 8 + "".join(f"{c:>16}" for c in columns)
-        return "\n".join(
-            [title, f"{len(weights)} point masses: " + ", ".join(atoms), header, *body]
-        )
 
 
 def fit_mixture(
@@ -218,11 +84,11 @@ def fit_mixture(
         >>> print(f"{np.sum((y - x) ** 2):.0f}, {np.sum((fit.posterior_mean - x) ** 2):.0f}")
         1052, 65
     """
-    y, sigma = _checked(y, sigma)
+    y, sigma = check_observations(y, sigma)
     max_gap = check_positive("max_gap", max_gap)
     max_iterations = check_count("max_iterations", max_iterations)
     candidates = _candidates(y, sigma, locs)
-    kernel = _Kernel(y.reshape(len(y), -1), sigma, candidates.reshape(len(candidates), -1))
+    kernel = NormalKernel(y.reshape(len(y), -1), sigma, candidates.reshape(len(candidates), -1))
     with tqdm(total=max_iterations, disable=not progress_bar, delay=1, desc="fit_mixture") as bar:
         active, weights, gap, steps = _maximise(kernel, max_gap, max_iterations, bar)
     if gap > max_gap:
@@ -233,65 +99,6 @@ def fit_mixture(
         )
     energy = MixtureEnergy(candidates[active], np.median(sigma), np.log(weights))
     return MixtureFit(energy, y, sigma, candidates[active], weights, gap, steps)
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """log N(y_j; m_i, sigma_j^2 I), a block of rows at a time."""
-
-    y: np.ndarray  # (n, d)
-    sigma: np.ndarray  # (n,)
-    locs: np.ndarray  # (K, d)
-
-    def logs(self, rows: Any, columns: Any) -> np.ndarray:
-        y, sigma, locs = self.y[rows], self.sigma[rows, None], self.locs[columns]
-        if y.shape[1] == 1:
-            squares = (y - locs.T) ** 2
-        else:
-            centre = self.locs.mean(0)
-            u, v = y - centre, locs - centre
-            squares = (u**2).sum(1)[:, None] + (v**2).sum(1) - 2 * u @ v.T
-        return -squares / (2 * sigma**2) - y.shape[1] * np.log(sigma * np.sqrt(2 * np.pi))
-
-    def blocks(self, width: int) -> list[slice]:
-        size = max(1, _BLOCK // width)
-        return [slice(i, i + size) for i in range(0, len(self.y), size)]
-
-    def log_density(self, active: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Log f(y_j) of the mixture with these weights on the active locations."""
-        blocks = self.blocks(len(active))
-        parts = [logsumexp(self.logs(b, active), axis=1, b=weights) for b in blocks]
-        return np.concatenate(parts)
-
-    def averages(self, weights: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """The posterior expectations of columns, numbers for each location, given each y_j."""
-        everything = slice(None)
-        blocks = self.blocks(len(self.locs))
-        parts = [softmax(self.logs(b, everything) + np.log(weights), axis=1) for b in blocks]
-        return np.concatenate([part @ columns for part in parts])
-
-    def ratios(self, active: np.ndarray, log_f: np.ndarray) -> np.ndarray:
-        """N(y_j; m_i, sigma_j^2 I) / f(y_j) of the active locations, of shape (n, k)."""
-        parts = [self._ratio(block, active, log_f) for block in self.blocks(len(active))]
-        return np.concatenate(parts)
-
-    def gradient(self, log_f: np.ndarray) -> np.ndarray:
-        """g_i, the mean over j of the ratio, for all locations."""
-        everything = slice(None)
-        blocks = self.blocks(len(self.locs))
-        total = sum(self._ratio(block, everything, log_f).sum(0) for block in blocks)
-        return np.asarray(total) / len(self.y)
-
-    def _ratio(self, rows, columns, log_f):
-        logs = self.logs(rows, columns)
-        logs -= log_f[rows, None]
-        return np.exp(np.minimum(logs, _HIGHEST, out=logs), out=logs)
-
-
-# Numbers in a block: it fits in a core's cache.
-_BLOCK = 2**18
-# The square of exp() of it, summed over the data, is still finite.
-_HIGHEST = 300.0
 
 
 def _maximise(kernel, max_gap, max_iterations, bar):
@@ -392,7 +199,9 @@ def _candidates(y, sigma, locs):
     if locs is not None:
         locs = np.asarray(check_reals("locs", locs), float)
         if locs.ndim != y.ndim or locs.shape[1:] != y.shape[1:] or len(locs) == 0:
-            raise ValueError(f"locs must have shape {_shape('K', y.shape[1:])}, got {locs.shape}")
+            raise ValueError(
+                f"locs must have shape {shape_of_rows('K', y.shape[1:])}, got {locs.shape}"
+            )
         check_finite("locs", locs, in_jax=True)
         check_squares("locs", locs, sigma.min())
         return np.unique(locs, axis=0)
@@ -432,22 +241,3 @@ def _grid(y, sigma, coarser):
         parts.append(np.unique((cells[:, None] + near).ravel()) * share)
     locs = widest * np.unique(np.concatenate(parts))
     return locs[(locs > low - widest) & (locs < high + widest)]
-
-
-def _shape(first, rest):
-    return f"({first}, {', '.join(map(str, rest))})" if rest else f"({first},)"
-
-
-def _checked(y, sigma):
-    y = np.asarray(check_reals("y", y), float)
-    sigma = np.asarray(check_reals("sigma", sigma), float)
-    if y.ndim == 0 or y.size == 0:
-        raise ValueError(f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
-    check_finite("y", y, in_jax=True)
-    if sigma.shape not in ((), (len(y),)):
-        raise ValueError(f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
-    if not np.all(np.isfinite(sigma) & (sigma > 0)):
-        wrong = sigma[~(np.isfinite(sigma) & (sigma > 0))]
-        raise ValueError(f"sigma must be positive and finite, got {wrong[0]}")
-    check_squares("y", y, sigma.min())
-    return y, np.broadcast_to(sigma, (len(y),))

@@ -12,10 +12,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer.initialization import init_to_uniform
-from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key
 
 from numpyro_neb._internal.checks import check_count, check_function, check_positive
+from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.integrators.adaptation import Adaptation
 from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState, walk
@@ -56,7 +56,7 @@ class WalkJumpState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WalkJumpKernel(MCMCKernel):
+class WalkJumpKernel(ResumableKernel):
     r"""Walks on the smoothed density f(y) ∝ exp(-phi(y)), and jumps to x = E[X given Y=y].
 
     A draw is `{"y": y, "x": x_hat(y)}`: y the state of the Langevin walk, x the jump from it,
@@ -144,9 +144,6 @@ class WalkJumpKernel(MCMCKernel):
     target_accept_prob: float | None = None
     max_bias: float = 0.05
     init_strategy: Callable = init_to_uniform
-
-    # NumPyro calls init again, to no use, where a run goes on and the kernel has no such thing.
-    _sample_fn = True
 
     def __post_init__(self):
         if (self.energy is None) == (self.model is None):

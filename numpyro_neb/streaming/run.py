@@ -14,13 +14,12 @@ from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
 from numpyro_neb._internal.checks import check_count, check_key, check_path
+from numpyro_neb._internal.numpyro_mcmc import collected_fields, model_arguments, set_run
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
 from numpyro_neb.files.energy_file import fingerprint
 from numpyro_neb.sampling.kernel import WalkJumpKernel
 from numpyro_neb.streaming.states import raw, read_state, write_state
-from numpyro_neb.streaming.store import (
-    Store,
-)
+from numpyro_neb.streaming.store import Store
 from numpyro_neb.training.devices import digest
 
 
@@ -157,8 +156,7 @@ def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
     check_walk(mcmc)
     if mcmc.last_state is None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
-    # What NumPyro itself keeps of a run's arguments.
-    run = _Run(mcmc, mcmc._args, mcmc._kwargs, ())
+    run = _Run(mcmc, *model_arguments(mcmc), ())
     write_state(Path(path), mcmc.last_state, run.settings())
 
 
@@ -246,16 +244,15 @@ class _Run:
         left_out = self.mcmc.num_samples % thinning if first else 0
         piece = self._like(num_draws * thinning + left_out)
         draws, after = jax.device_get(self._advance(state, piece.num_samples))
-        # ArviZ reads them from here; `run` leaves tracers behind in an MCMC that is traced.
-        piece._states, piece._args, piece._kwargs = draws, self.args, self.kwargs
-        piece._last_state = after
+        # Another MCMC than the one that ran: `run` leaves tracers behind in one that is traced.
+        set_run(piece, draws, after, self.args, self.kwargs)
         return piece, after
 
     def _run(self, state, num_samples):
         traced = self._like(num_samples)
         traced.post_warmup_state = state
         traced.run(state.rng_key, *self.args, extra_fields=self.extra_fields, **self.kwargs)
-        return traced._states, traced.last_state
+        return collected_fields(traced), traced.last_state
 
     def _like(self, num_samples):
         mcmc = self.mcmc

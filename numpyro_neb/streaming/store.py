@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from numpyro_neb._internal.arviz_data import datasets, from_tree
 from numpyro_neb._internal.atomic_files import check_plain
 from numpyro_neb._internal.checks import short
 from numpyro_neb.streaming.states import read_state, write_state
@@ -98,13 +99,10 @@ class Store:
 
     def opened(self) -> Any:
         """The store as ArviZ data, to be read where it is looked at."""
-        import arviz as az
         import xarray as xr
 
         tree: Any = xr.open_datatree(str(self.path), engine="zarr", chunks=None, zarr_format=3)
-        if az.__version__.startswith("0."):
-            return az.from_datatree(tree)
-        return tree
+        return from_tree(tree)
 
     def _check_arrays(self):
         """Raises an error where an array is none that `write` makes.
@@ -143,13 +141,7 @@ class Store:
     def _create(self, path, data):
         attributes = {"format": _FORMAT, "version": _VERSION}
         _zarr().create_group(str(path), zarr_format=3, attributes=attributes)
-        groups: Any = data.groups() if callable(data.groups) else data.groups
-        for group in (name.strip("/") for name in groups):
-            if not group:
-                continue
-            content = data[group]
-            # A Dataset under ArviZ 0.x, a DataTree under 1.x.
-            content = content.to_dataset() if hasattr(content, "to_dataset") else content
+        for group, content in datasets(data).items():
             chunks = {
                 name: {"chunks": self._chunk(variable)}
                 for name, variable in content.variables.items()

@@ -1,0 +1,74 @@
+"""ArviZ data of either generation: an `InferenceData` under 0.x, an `xarray.DataTree` under 1.x."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+_EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
+
+
+@runtime_checkable
+class SupportsArviz(Protocol):
+    """What draws its own ArviZ data, as a `MixtureFit` does."""
+
+    def event_dims(shape: tuple[int, ...]) -> list[str]:
+    """The names of an event's dimensions: those of an image, or numbered ones."""
+    return list(_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]))
+
+
+def created_by() -> dict[str, str]:
+    """The attribute that says who made the data."""
+    from numpyro_neb import __version__
+
+    return {"created_by": f"numpyro_neb {__version__}"}
+
+
+def from_groups(
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    coords: Mapping[str, Sequence] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """ArviZ data of groups of named arrays.
+
+    Args:
+        groups: Arrays by group and name; those of draws begin with (chain, draw).
+        coords: The coordinates of dimensions, 0, 1, ... by default.
+        dims: The names of each array's dimensions, after those of chain and draw.
+    """
+    import arviz as az
+
+    named = {name: list(names) for name, names in (dims or {}).items()}
+    settings = {"coords": dict(coords or {}), "dims": named, "save_warmup": True}
+    # ArviZ 0.x takes the groups by name, 1.x in one mapping.
+    from_dict: Any = az.from_dict
+    return from_dict(**groups, **settings) if _is_first() else from_dict(groups, **settings)
+
+
+def add_groups(data: Any, more: Any) -> None:
+    """Adds to ArviZ data the groups of another."""
+    if _is_first():
+        data.extend(more)
+    else:
+        data.update(more.children)
+
+
+def datasets(data: Any) -> dict[str, Any]:
+    """The groups of ArviZ data, each an `xarray.Dataset`."""
+    if _is_first():
+        return {name: data[name] for name in data.groups()}
+    return {name: node.to_dataset() for name, node in data.children.items()}
+
+
+def from_tree(tree: Any) -> Any:
+    """An `xarray.DataTree` as ArviZ data."""
+    import arviz as az
+
+    return az.from_datatree(tree) if _is_first() else tree
+
+
+def _is_first():
+    import arviz as az
+
+    return az.__version__.startswith("0.")

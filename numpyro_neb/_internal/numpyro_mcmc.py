@@ -1,0 +1,40 @@
+"""What NumPyro's `MCMC` keeps under private names, and what it asks of a kernel under one."""
+
+from typing import Any
+
+from numpyro.infer.mcmc import MCMC, MCMCKernel
+
+
+class ResumableKernel(MCMCKernel):
+    """A kernel whose `init` NumPyro calls once, not again when a run resumes from a state.
+
+    NumPyro looks for an attribute `_sample_fn` that is not None.
+    """
+
+    _sample_fn = True
+
+
+def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
+    """The positional and the keyword arguments that `mcmc.run` last gave to the model."""
+    return mcmc._args, mcmc._kwargs
+
+
+def collected_fields(mcmc: MCMC) -> dict[str, Any]:
+    """The fields that a run has collected, by name, each with chain and draw in front."""
+    return mcmc._states
+
+
+def set_run(
+    mcmc: MCMC, fields: dict[str, Any], last_state: Any, args: tuple, kwargs: dict[str, Any]
+) -> None:
+    """Makes an MCMC one that has run.
+
+    Args:
+        mcmc: The MCMC; it must not have run.
+        fields: What it collected, as from `collected_fields`.
+        last_state: The kernel's state after the last draw.
+        args: The model's positional arguments.
+        kwargs: Its keyword arguments.
+    """
+    mcmc._states, mcmc._last_state = fields, last_state
+    mcmc._args, mcmc._kwargs = args, kwargs
