@@ -30,18 +30,6 @@ Draws = Mapping[str, Any]
 
 
 def to_arviz(
-    self,
-    key: PRNGKeyArray,
-    coords: Mapping[str, Sequence] | None = None,
-    dims: Mapping[str, Sequence[str]] | None = None,
-    *,
-    num_samples: int = 1000,
-) -> Any:
-    """ArviZ data of draws with this key."""
-    ...
-
-
-def to_arviz(
     mcmc: MCMC | SupportsArviz,
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,

@@ -13,7 +13,19 @@ _EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 class SupportsArviz(Protocol):
     """What draws its own ArviZ data, as a `MixtureFit` does."""
 
-    def event_dims(shape: tuple[int, ...]) -> list[str]:
+    def to_arviz(
+        self,
+        key: PRNGKeyArray,
+        coords: Mapping[str, Sequence] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        *,
+        num_samples: int = 1000,
+    ) -> Any:
+        """ArviZ data of draws with this key."""
+        ...
+
+
+def event_dims(shape: tuple[int, ...]) -> list[str]:
     """The names of an event's dimensions: those of an image, or numbered ones."""
     return list(_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]))
 
