@@ -1,12 +1,20 @@
-"""Wrong arguments of every kind, and the errors that they should meet."""
+"""Wrong arguments of every kind, and the errors that they should meet.
 
-import operator
+Each room's table of wrong arguments is in its own test file: `Rows` of a public name, its good
+arguments, and the wrong ones that take the place of one of them. What is wrong is found before
+anything is compiled, so that the many rows are quick; the few that need a compiled step are of an
+energy that returns NaN.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
@@ -60,16 +68,55 @@ TRAINED = {
 WALK = MCMC(neb.WalkJumpKernel(MIXTURE), num_warmup=1, num_samples=2, num_chains=4)
 
 
-# Wrong arguments by their kind: (what is wrong, the argument, the error, what it says).
+class Wrong(NamedTuple):
+    """Arguments that are wrong, in words, with the error that they meet and what it says."""
+
+    what: str
+    arguments: dict[str, Any]
+    error: type[Exception]
+    message: str
 
 
-def energies_wrong(conditional=False):
+class Rows(NamedTuple):
+    """Good arguments of one public name, and the wrong ones that take the place of one of them."""
+
+    of: Callable
+    good: dict[str, Any]
+    wrong: Sequence[Wrong]
+    call: Callable | None = None  # in place of the name itself, such as a handler around it
+
+
+def cases(table: Iterable[Rows]) -> list:
+    """The parameters call, error and message of a test, one case for each wrong argument."""
+    return [
+        pytest.param(
+            partial(rows.call or rows.of, **rows.good | wrong.arguments),
+            wrong.error,
+            wrong.message,
+            id=f"{rows.of.__qualname__}-{wrong.what}"[:60],
+        )
+        for rows in table
+        for wrong in rows.wrong
+    ]
+
+
+def each(name, error, message, values):
+    """`Wrong` values of one argument that meet one error: a dict by what is wrong, or a list."""
+    named = values.items() if isinstance(values, dict) else ((repr(v), v) for v in values)
+    return [Wrong(f"{name}: {what}", {name: value}, error, message) for what, value in named]
+
+
+# The kinds of wrong arguments. `none` says whether None is one of them.
+
+
+def wrong_energies(*, family=True, none=True):
+    """No energies; `family` where an energy must have one sigma."""
+    wanted = "energy must be .*"
     rows = [
         ("no energy", 3, TypeError, r"energy must be a numpyro_neb\.AbstractEnergy, got int"),
-        ("no energy but None", None, TypeError, "energy must be .*got NoneType"),
-        ("a class", neb.MixtureEnergy, TypeError, "energy must be .*got the class MixtureEnergy"),
-        ("what has one", neb.SmoothedDensity(MIXTURE), TypeError, "energy must be .*its .energy"),
-        ("a network", network("scalar"), TypeError, "energy must be .*got MLP: wrap a network"),
+        ("a class", neb.MixtureEnergy, TypeError, f"{wanted}got the class MixtureEnergy"),
+        ("what has one", neb.SmoothedDensity(MIXTURE), TypeError, f"{wanted}its .energy"),
+        ("a network", network("scalar"), TypeError, f"{wanted}got MLP: wrap a network"),
         (
             "not scalar",
             VECTOR,
@@ -79,30 +126,45 @@ def energies_wrong(conditional=False):
         ("of ints", INTS, ValueError, "energy must return floats, got int"),
         ("raises", Own(lambda y: y @ 3), ValueError, r"energy must take one array .*\(2,\); it ra"),
     ]
-    if not conditional:
+    if none:
+        rows.append(("no energy but None", None, TypeError, f"{wanted}got NoneType"))
+    if family:
         rows.append(("no sigma", FAMILY, TypeError, r"energy must be one .*energy\.at\(sigma\)"))
-    return [(f"energy: {what}", {"energy": value}, *rest) for what, value, *rest in rows]
+    return [Wrong(f"energy: {what}", {"energy": value}, *rest) for what, value, *rest in rows]
 
 
-def arrays_wrong(name, good, floats, event=True):
-    """Wrong arrays; `floats` where ints are wrong too, `event` where trailing axes are known."""
+def wrong_arrays(name, good, *, floats, event=True, finite=True, none=True):
+    """No arrays of real numbers.
+
+    Args:
+        name: The argument.
+        good: A right one, to be spoilt.
+        floats: Whether ints are wrong too.
+        event: Whether the trailing axes must be an event.
+        finite: Whether NaN and infinity are wrong.
+        none: Whether None is.
+    """
     good = np.asarray(good)
-    spoilt = {what: np.array(good, float) for what in ("NaN", "inf")}
-    spoilt["NaN"].flat[0], spoilt["inf"].flat[-1] = np.nan, -np.inf
-    held = "floats" if floats else "real numbers"
-    rows = [(what, array, ValueError, f"{name} must be finite") for what, array in spoilt.items()]
+    held = f"{name} must hold {'floats' if floats else 'real numbers'}, got "
+    types = {
+        "bools": (good > 0, "bool"),
+        "complex": (good * 1j, "complex"),
+        "strings": (good.astype(str), "<U"),
+        "times": (good.astype("m8[s]"), "timedelta64"),
+        "a key": (jax.random.split(KEY), "key<fry>"),
+    } | ({"None": (None, "None")} if none else {})
+    rows = [(what, value, TypeError, held + got) for what, (value, got) in types.items()]
     rows += [
-        ("bools", good > 0, TypeError, f"{name} must hold {held}, got bool"),
-        ("complex", good * 1j, TypeError, f"{name} must hold {held}, got complex"),
-        ("strings", good.astype(str), TypeError, f"{name} must hold {held}, got <U"),
-        ("times", good.astype("m8[s]"), TypeError, f"{name} must hold {held}, got timedelta64"),
-        ("None", None, TypeError, f"{name} must hold {held}, got None"),
         ("uneven", [[1.0, 2.0], [3.0]], TypeError, f"{name} must be an array, got list"),
         ("masked", np.ma.array(good, mask=good == good.flat[0]), TypeError, "plain array, got a m"),
-        ("a key", jax.random.split(KEY), TypeError, f"{name} must hold {held}, got key<fry>"),
     ]
+    if finite:
+        for what, place, value in (("NaN", 0, np.nan), ("inf", -1, -np.inf)):
+            spoilt = np.array(good, float)
+            spoilt.flat[place] = value
+            rows.append((what, spoilt, ValueError, f"{name} must be finite"))
     if floats:
-        text = f"{name} must hold floats, got .*: convert it with"
+        text = f"{held}.*: convert it with"
         rows += [("ints", good.astype(int), TypeError, text)]
         rows += [("pixels", good.astype(np.uint8), TypeError, text)]
     if event:
@@ -110,15 +172,15 @@ def arrays_wrong(name, good, floats, event=True):
             ("another event shape", good[..., :1], ValueError, rf"{name} must .*event.*, 1\)"),
             ("too few dimensions", good.flat[0], ValueError, rf"{name} must .*event.*\(\)"),
         ]
-    return [(f"{name}: {what}", {name: value}, *rest) for what, value, *rest in rows]
+    return [Wrong(f"{name}: {what}", {name: value}, *rest) for what, value, *rest in rows]
 
 
-def keys_wrong(name="key"):
+def wrong_keys(*, none=True):
+    text = "key must be a JAX random key"
     rows = [
-        ("an int", 0, TypeError, "key must be a JAX random key, .* got int"),
-        ("None", None, TypeError, "key must be a JAX random key"),
+        ("an int", 0, TypeError, f"{text}, .* got int"),
         ("floats", jnp.zeros(2), TypeError, r"key must be a JAX .* got float\d\d of shape \(2,\)"),
-        ("three ints", np.zeros(3, np.uint32), TypeError, "key must be a JAX random key"),
+        ("three ints", np.zeros(3, np.uint32), TypeError, text),
         ("a generator", np.random.default_rng(0), TypeError, "key must be .* got Generator"),
         ("several", jax.random.split(KEY, 5), ValueError, r"key must be one .* of shape \(5,\)"),
         (
@@ -127,69 +189,67 @@ def keys_wrong(name="key"):
             ValueError,
             r"key must be one .*shape \(5,\)",
         ),
+        *([("None", None, TypeError, text)] if none else []),
     ]
-    return [(f"key: {what}", {name: value}, *rest) for what, value, *rest in rows]
+    return [Wrong(f"key: {what}", {"key": value}, *rest) for what, value, *rest in rows]
 
 
-def counts_wrong(*names, least=1, none=True):
+def wrong_counts(*names, least=1, none=True):
     wanted = "a positive int" if least == 1 else f"an int of at least {least}"
-    values = [least - 1, -1, 1.5, 2.0, True, "2", np.nan, np.array([1, 2])]
-    values += [None] if none else []
+    values = [least - 1, -1, 1.5, 2.0, True, "2", np.nan, np.array([1, 2]), *[None] * none]
     return [
-        (f"{name}: {value!r}", {name: value}, ValueError, f"{name} must be {wanted}, got ")
+        wrong
         for name in names
-        for value in values
+        for wrong in each(name, ValueError, f"{name} must be {wanted}, got ", values)
     ]
 
 
-def numbers_wrong(*names, share=False, none=True):
+def wrong_numbers(name, *, share=False, none=True):
     """Wrong where a positive number is wanted, or with `share` one between 0 and 1."""
-    rows = []
-    for name in names:
-        values = [0.0, -0.3, np.nan, np.inf, -np.inf, *([1.0] if share else [])]
-        rows += [(name, v, ValueError, rf"{name} must be .*, got ") for v in values]
-        rows += [(name, np.ones(2), ValueError, rf"{name} must be a scalar, got shape \(2,\)")]
-        rows += [(name, True, TypeError, f"{name} must be a number, got True")]
-        rows += [(name, "0.3", TypeError, f"{name} must be a number, got '0.3'")]
-        rows += [(name, 1j, TypeError, f"{name} must hold real numbers, got complex")]
-        rows += [(name, None, TypeError, f"{name} must be a number, got None")] if none else []
-    return [(f"{n}: {value!r}", {n: value}, *rest) for n, value, *rest in rows]
-
-
-def paths_wrong(name):
-    rows = [(value, TypeError, f"{name} must be a path, got ") for value in (3, None, b"x")]
-    return [(f"{name}: {value!r}", {name: value}, *rest) for value, *rest in rows]
-
-
-def choices_wrong(name, none=True):
-    values = ["else", 3, ["full"], *([None] if none else [])]
+    beyond = [0.0, -0.3, np.nan, np.inf, -np.inf, *[1.0] * share]
     return [
-        (f"{name}: {value!r}", {name: value}, ValueError, f"{name} must be '.*' or '.*', got ")
-        for value in values
+        *each(name, ValueError, f"{name} must be .*, got ", beyond),
+        *each(name, ValueError, rf"{name} must be a scalar, got shape \(2,\)", [np.ones(2)]),
+        *each(name, TypeError, f"{name} must be a number, got True", [True]),
+        *each(name, TypeError, f"{name} must be a number, got '0.3'", ["0.3"]),
+        *each(name, TypeError, f"{name} must hold real numbers, got complex", [1j]),
+        *each(name, TypeError, f"{name} must be a number, got None", [None] * none),
     ]
 
 
-def functions_wrong(*names, none=True):
-    values = [3, "f", *([None] if none else [])]
+def wrong_paths(name):
+    return each(name, TypeError, f"{name} must be a path, got ", [3, None, b"x"])
+
+
+def wrong_choices(name):
+    values = ["else", 3, ["full"], None]
+    return each(name, ValueError, f"{name} must be '.*' or '.*', got ", values)
+
+
+def wrong_functions(name, *, none=True):
+    return each(name, TypeError, f"{name} must be callable, got ", [3, "f", *[None] * none])
+
+
+def wrong_shapes(*values):
+    return each("event_shape", ValueError, "event_shape must be a tu", values)
+
+
+def wrong_integrators():
     return [
-        (f"{name}: {value!r}", {name: value}, TypeError, f"{name} must be callable, got ")
-        for name in names
-        for value in values
+        Wrong(
+            "integrator",
+            {"integrator": "BAOAB"},
+            TypeError,
+            "integrator must be one of numpyro_neb",
+        )
     ]
 
 
-ROWS = []
-
-
-def add(name, good, *groups, call=None):
-    """Rows of one name: `good` arguments with one of them replaced by a wrong one at a time."""
-    for what, wrong, error, message in (row for group in groups for row in group):
-        fn = call or operator.attrgetter(name)(neb)
-        ROWS.append((name, what, partial(fn, **good | wrong), error, message))
-
-
-WALKS = [
-    (f"mcmc: {what}", {"mcmc": value}, TypeError, "mcmc must be an MCMC of a WalkJumpKernel, .*got")
-    for what, value in (("no MCMC", 3), ("None", None), ("a class", MCMC), ("a draw", Y))
-]
-NOT_RUN = [("mcmc: not run", {"mcmc": WALK}, ValueError, r"mcmc must have run: call mcmc\.run")]
+def wrong_walks(alternative="", *, unrun=True):
+    """No MCMC of a WalkJumpKernel; `alternative` would do as well, `unrun` must have run."""
+    text = f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got "
+    values = {"no MCMC": 3, "None": None, "a class": MCMC, "a draw": Y}
+    rows = each("mcmc", TypeError, text, values)
+    if unrun:
+        rows += each("mcmc", ValueError, r"mcmc must have run: call mcmc\.run", {"not run": WALK})
+    return rows

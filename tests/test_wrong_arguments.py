@@ -1,0 +1,92 @@
+"""Each public name has wrong arguments in the table of its room, or a reason why not."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpyro_neb as neb
+
+# The files of the tables: of the rooms that are folders, and of those that are files.
+FOLDERS = (
+    "empirical_bayes",
+    "energies",
+    "evaluation",
+    "files",
+    "integrators",
+    "models",
+    "networks",
+    "sampling",
+    "streaming",
+    "training",
+)
+FILES = ("diagnostics", "geometry", "memories", "plots")
+TABLES = [
+    *(f"tests.{room}.test_wrong_arguments" for room in FOLDERS),
+    *(f"tests.test_wrong_arguments_{room}" for room in FILES),
+]
+REASONS = {
+    "a result, which the package makes": {
+        "empirical_bayes.MixtureFit",
+        "empirical_bayes.PosteriorComponents",
+        "evaluation.Baseline",
+        "evaluation.Evaluation",
+        "evaluation.PairedTest",
+        "geometry.OverlapRegimes",
+        "geometry.SphereOverlaps",
+        "geometry.SphereShell",
+        "memories.FoundMemories",
+        "memories.Memories",
+        "models.LogNormalizer",
+        "networks.LinenNetwork",
+        "networks.NNXNetwork",
+        "sampling.WalkJumpState",
+        "training.FitResult",
+        "training.PersistentChains",
+    },
+    "inside a compiled loop, for who writes an integrator": {
+        "integrators.Target",
+        "integrators.WalkState",
+        "integrators.accept_prob",
+        "integrators.metropolis",
+    },
+    "for who writes an objective": {"training.AbstractObjective"},
+    "inside the package, behind the checks of what has rows": {
+        "diagnostics.check_walk",
+        "diagnostics.from_walk",
+        "diagnostics.log_densities",
+        "diagnostics.warn_of_divergence",
+        "energies.initial_position",
+        "evaluation.paired_test",
+    },
+    "takes any pytree": {"energies.Frozen", "energies.trainable"},
+}
+
+
+def public_names():
+    """Each room's functions and classes, by the room's name and their own."""
+    for _, room, _ in pkgutil.iter_modules(neb.__path__):
+        if room in ("__main__", "_internal", "cli"):
+            continue
+        module = importlib.import_module(f"numpyro_neb.{room}")
+        own = [name for name, value in vars(module).items() if _is_own(module, name, value)]
+        for name in getattr(module, "__all__", own):
+            yield f"{room}.{name}", getattr(module, name)
+
+
+def _is_own(module, name, value):
+    made_here = getattr(value, "__module__", None) == module.__name__
+    kind = inspect.isfunction(value) or inspect.isclass(value)
+    return made_here and kind and not name.startswith("_")
+
+
+def test_every_public_name_has_a_row():
+    tabled = [rows.of for table in TABLES for rows in importlib.import_module(table).ROWS]
+    missing = {name for name, value in public_names() if not any(value is of for of in tabled)}
+    assert missing == set().union(*REASONS.values())
+
+
+def test_the_front_door_is_of_the_rooms():
+    of_rooms = [value for _, value in public_names()]
+    for name in neb.__all__:
+        value = getattr(neb, name)
+        assert inspect.ismodule(value) or any(value is other for other in of_rooms), name
