@@ -16,6 +16,7 @@ from numpyro_neb._internal.checks import (
     check_positive,
     check_reals,
     check_squares,
+    require,
 )
 
 
@@ -132,7 +133,7 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
         >>> print(neb.sphere_overlaps(np.array([[0.0], [2.0], [6.0]])))
         overlaps chi of 3 pairs: min 1.000, median 2.000, mean 2.000, max (sigma_c) 3.000
     """
-    x = _checked(x)
+    x = _centred(x)
     # No two points are farther apart than the ends of a diameter of a ball that holds all.
     bound = np.sqrt(((x - x.mean(0)) ** 2).sum(1).max() / x.shape[1]) * (1 + 1e-9)
     bound = bound if bound > 0 else 1.0
@@ -214,7 +215,7 @@ def overlap_regimes(
         >>> print(neb.overlap_regimes(np.array([[0.0], [2.0], [6.0]]), sigma=2.0))
         33.3% of the pairs are apart, 33.3% overlap, 33.3% are contained in one another
     """
-    x, sigma = _checked(x), check_positive("sigma", sigma)
+    x, sigma = _centred(x), check_positive("sigma", sigma)
     apart = contained = total = 0
     for chi in _overlaps(x, progress_bar):
         apart += int(np.sum(sigma < chi))
@@ -287,10 +288,10 @@ def _distances(a, b):
     return np.sqrt(squares)
 
 
-def _checked(x) -> np.ndarray:
+def _centred(x) -> np.ndarray:
     x = np.asarray(check_reals("x", x))
-    if x.ndim == 0 or len(x) < 2 or x.size == 0:
-        raise ValueError(f"x must hold at least two points, got shape {x.shape}")
+    several = x.ndim > 0 and len(x) > 1 and x.size > 0
+    require(several, f"x must hold at least two points, got shape {x.shape}")
     x = x.reshape(len(x), -1).astype(float)
     check_finite("x", x)
     check_squares("x", x)

@@ -1,7 +1,7 @@
 """Checks of arguments, before anything is computed: each error names the argument and what it was.
 
-Types, dtypes and shapes are looked at whether or not a value is traced, values only where they are
-known, so that nothing here stands in the way of `jax.jit`, `jax.vmap` or a derivative.
+Types, dtypes and shapes are checked whether or not a value is traced; values only if they are
+known, so that nothing here prevents `jax.jit`, `jax.vmap` or a derivative.
 """
 
 import os
@@ -31,6 +31,12 @@ class SupportsArray(Protocol):
 Numbers = ArrayLike | Sequence | SupportsArray
 
 
+def require(ok: Any, message: str, error: type[Exception] = ValueError) -> None:
+    """Raises `error(message)` unless `ok`; the message says what must be, and what was given."""
+    if not ok:
+        raise error(message)
+
+
 def kind(value: Any) -> str:
     """What a value is, for a message: an array's dtype and shape, or the name of a type."""
     if isinstance(value, jax.Array | np.ndarray):
@@ -38,26 +44,42 @@ def kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
+def check_type(name: str, value: Any, wanted: Any, what: str) -> None:
+    """Raises a TypeError unless a value is an instance of `wanted`, in words `what`.
+
+    `collections.abc.Callable` will do for functions.
+    """
+    require(isinstance(value, wanted), f"{name} must be {what}, got {kind(value)}", TypeError)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a ValueError unless a value is one of some strings."""
+    *others, last = map(repr, choices)
+    known = isinstance(value, str) and value in choices
+    require(known, f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+
+
 def check_key(key: Any, num_chains: int | None = None) -> Array:
     """One JAX random key, typed or of uint32.
 
     Args:
         key: The argument.
-        num_chains: Where not None, that many keys will do as well.
+        num_chains: If not None, that many keys will do as well.
 
     Raises:
-        TypeError: If it is no key.
+        TypeError: If it is not a key.
         ValueError: If it is a batch of keys.
     """
     is_array = isinstance(key, jax.Array | np.ndarray)
     typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     size = 4 if "rbg" in jax.config.values["jax_default_prng_impl"] else 2  # of bare numbers
-    if not typed and not (is_array and key.dtype == np.uint32 and key.shape[-1:] == (size,)):
-        raise TypeError(f"key must be a JAX random key, as jax.random.key(0) is, got {kind(key)}")
+    bare = is_array and key.dtype == np.uint32 and key.shape[-1:] == (size,)
+    what = f"key must be a JAX random key, as jax.random.key(0) is, got {kind(key)}"
+    require(typed or bare, what, TypeError)
     batch = key.shape if typed else key.shape[:-1]
-    if batch not in ((), (num_chains,)):
-        chains = "" if num_chains is None else f", or one for each of {num_chains} chains"
-        raise ValueError(f"key must be one JAX random key{chains}, got keys of shape {batch}")
+    chains = "" if num_chains is None else f", or one for each of {num_chains} chains"
+    what = f"key must be one JAX random key{chains}, got keys of shape {batch}"
+    require(batch in ((), (num_chains,)), what)
     return jnp.asarray(key)
 
 
@@ -77,6 +99,11 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return count
 
 
+def check_counts(least: int = 1, **counts: Any) -> tuple[int, ...]:
+    """`check_count` of several arguments, each given under its own name."""
+    return tuple(check_count(name, value, least) for name, value in counts.items())
+
+
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     """A tuple of positive ints, such as an event shape.
 
@@ -86,57 +113,64 @@ def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     try:
         return tuple(check_count(name, size) for size in value)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{name} must be a tuple of positive ints, as in (64,), got {value!r}"
-        ) from None
-
-
-def check_positive(name: str, value: Any, below: float = np.inf) -> Any:
-    """A positive, finite number as a float; a traced one as it is.
-
-    Args:
-        name: The argument's name, for the message.
-        value: The argument.
-        below: What it must be less than, such as 1 for a share.
-
-    Raises:
-        TypeError: If it is no real number.
-        ValueError: If it has dimensions, or is not between 0 and `below`.
-    """
-    array = check_number(name, value)
-    if isinstance(array, Tracer):
-        return value
-    if not 0 < array < below:
-        wanted = "positive and finite" if np.isinf(below) else f"between 0 and {below:g}"
-        raise ValueError(f"{name} must be {wanted}, got {value}")
-    return float(array)
+        wanted = "a tuple of positive ints, as in (64,)"
+        raise ValueError(f"{name} must be {wanted}, got {value!r}") from None
 
 
 def check_number(name: str, value: Any) -> Any:
     """A real number, as an array without dimensions.
 
     Raises:
-        TypeError: If it is no real number.
+        TypeError: If it is not a real number.
         ValueError: If it has dimensions.
     """
-    if value is None or isinstance(value, str | bytes | bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = value is not None and not isinstance(value, str | bytes | bool)
+    require(number, f"{name} must be a number, got {value!r}", TypeError)
     array = check_reals(name, value)
-    if array.shape != ():
-        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    require(array.shape == (), f"{name} must be a scalar, got shape {array.shape}")
     return array
+
+
+def check_positive(name: str, value: Any, below: float = np.inf, *, scalar: bool = True) -> Any:
+    """Positive numbers in JAX's default float; traced ones are checked at run time.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The argument.
+        below: What it must be less than, such as 1 for a share.
+        scalar: Whether it must be a single number.
+
+    Returns:
+        A scalar that is known now as a float, anything else as an array.
+
+    Raises:
+        TypeError: If it does not hold real numbers.
+        ValueError: If it has dimensions and must not, or if a number that is known now is not
+            positive, or not less than `below`, in that dtype.
+    """
+    array = check_number(name, value) if scalar else check_reals(name, value)
+    if isinstance(array, Tracer):
+        wrong = ~((array > 0) & (array < below))
+        return eqx.error_if(array, wrong, f"{name} must be positive and less than {below:g}")
+    numbers = rounded(array, jnp.result_type(float))
+    low, high = np.all(np.asarray(numbers) > 0), np.all(np.asarray(numbers) < below)
+    if not (low and high):
+        wanted = "finite" if low else "positive"
+        wanted = wanted if np.isinf(below) else f"between 0 and {below:g}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return float(array) if scalar else numbers
 
 
 def as_array(name: str, value: Any) -> Array | np.ndarray:
     """The array that a value is, of whatever dtype; JAX's own as they are, traced or not.
 
     Raises:
-        TypeError: If it is none, such as a list of rows of several lengths.
+        TypeError: If it is not one, such as a list of rows of several lengths.
     """
     if isinstance(value, jax.Array):
         return value
-    if np.ma.is_masked(value):
-        raise TypeError(f"{name} must be a plain array, got a masked one: fill or drop its gaps")
+    masked = f"{name} must be a plain array, got a masked one: fill or drop its gaps"
+    require(not np.ma.is_masked(value), masked, TypeError)
     try:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
             return jnp.asarray(value)
@@ -147,12 +181,6 @@ def as_array(name: str, value: Any) -> Array | np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def as_jax(array: Array | np.ndarray, dtype: Any = None) -> Array:
-    """An array on the device; what is too large for its dtype there is infinite."""
-    with np.errstate(over="ignore"):
-        return jnp.asarray(array, dtype)
-
-
 def check_reals(name: str, value: Any) -> Array | np.ndarray:
     """An array of real numbers: floats of any width or ints, from an array or lists of numbers.
 
@@ -160,8 +188,8 @@ def check_reals(name: str, value: Any) -> Array | np.ndarray:
         TypeError: If it holds anything else.
     """
     array = as_array(name, value)
-    if not _is(array, jnp.floating, jnp.integer):
-        raise TypeError(f"{name} must hold real numbers, got {_held(array)}")
+    real = _is(array, jnp.floating, jnp.integer)
+    require(real, f"{name} must hold real numbers, got {_held(array)}", TypeError)
     return array
 
 
@@ -173,108 +201,53 @@ def check_floats(name: str, value: Any) -> Array | np.ndarray:
             of continuous data needs, and nothing is cast in silence.
     """
     array = as_array(name, value)
-    if not _is(array, jnp.floating):
-        advice = ""
-        if _is(array, jnp.integer, jnp.bool_):
-            advice = ": convert it with .astype(float), and scale it, an image by 1 / 255 say"
-        elif _is(array, jnp.complexfloating):
-            advice = ": take its real and imaginary parts as coordinates"
-        raise TypeError(f"{name} must hold floats, got {_held(array)}{advice}")
+    advice = ""
+    if _is(array, jnp.integer, jnp.bool_):
+        advice = ": convert it with .astype(float), and scale it, an image by 1 / 255 say"
+    elif _is(array, jnp.complexfloating):
+        advice = ": take its real and imaginary parts as coordinates"
+    message = f"{name} must hold floats, got {_held(array)}{advice}"
+    require(_is(array, jnp.floating), message, TypeError)
     return array
 
 
 def check_finite(name: str, array: Array | np.ndarray, *, in_jax: bool = False) -> None:
-    """Raises a ValueError where a value that is known now is NaN or infinite.
+    """Raises a ValueError if a value that is known now is NaN or infinite.
 
     Args:
         name: The argument's name, for the message.
         array: The argument.
         in_jax: Whether it goes to JAX, so that what is too large for JAX's default float is wrong.
     """
-    if isinstance(array, Tracer):
-        return
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    default = jnp.result_type(float)
-    wider = isinstance(array, np.ndarray) and array.dtype.itemsize > default.itemsize
-    if in_jax and wider and np.abs(array).max(initial=0) > jnp.finfo(default).max:
-        raise ValueError(f"{name} must be finite in {default}, got {np.abs(array).max()}")
+    if not isinstance(array, Tracer):
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype) if in_jax else array.dtype
+        finite = np.all(np.isfinite(rounded(array, dtype)))
+        cast = "" if dtype == array.dtype else f" in {dtype}"
+        require(finite, f"{name} must be finite, got NaN or infinity{cast}")
 
 
 def check_squares(name: str, array: np.ndarray, unit: float = 1.0) -> None:
-    """Raises a ValueError where a square, also in that unit, would overflow float64."""
+    """Raises a ValueError if a square, also in that unit, would overflow float64."""
     largest, limit = np.abs(array).max(), 1e150 * min(1.0, unit)
-    if largest > limit:
-        raise ValueError(f"{name} must be at most {limit:g}, to be squared, got {largest:g}")
+    require(largest <= limit, f"{name} must be at most {limit:g}, to be squared, got {largest:g}")
+
+
+def rounded(array: Array | np.ndarray, dtype: Any) -> Array | np.ndarray:
+    """An array in another dtype, in which what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
 
 
 def finite(name: str, value: Any) -> Float[Array, "..."]:
-    """Real numbers as an array of JAX's default float, finite where they are known now.
+    """Real numbers as an array of JAX's default float, finite if they are known now.
 
     Raises:
-        TypeError: If they are no real numbers.
+        TypeError: If they are not real numbers.
         ValueError: If one is NaN or infinite, or too large for that dtype.
     """
-    array = as_jax(check_reals(name, value), float)
+    array = rounded(check_reals(name, value), jnp.result_type(float))
     check_finite(name, array)
-    return array
-
-
-def positive(name: str, value: Any) -> Float[Array, "..."]:
-    """Positive numbers as an array of JAX's default float; traced ones are checked at run time.
-
-    Raises:
-        TypeError: If they are no real numbers.
-        ValueError: If one that is known now is not positive and finite in that dtype.
-    """
-    array = as_jax(check_reals(name, value), float)
-    if isinstance(array, Tracer):
-        wrong = ~(jnp.isfinite(array) & (array > 0))
-        return eqx.error_if(array, wrong, f"{name} must be positive and finite")
-    if not np.all(np.asarray(array) > 0):
-        raise ValueError(f"{name} must be positive, got {value}")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return array
-
-
-def positive_scalar(name: str, value: Any) -> Float[Array, ""]:
-    """`positive`, for a scalar.
-
-    Raises:
-        TypeError: If it is no real number.
-        ValueError: If it has dimensions or is not positive and finite.
-    """
-    return positive(name, check_number(name, value))
-
-
-def check_events(name: str, y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The leading dimensions of a `y` of shape (*batch, *event_shape).
-
-    Raises:
-        ValueError: If its trailing dimensions are not `event_shape`.
-    """
-    rank = y.ndim - len(event_shape)
-    if rank < 0 or y.shape[rank:] != event_shape:
-        raise ValueError(f"{name} must end in the event shape {event_shape}, got shape {y.shape}")
-    return y.shape[:rank]
-
-
-def check_rows(
-    name: str, x: Array | np.ndarray, event_shape: tuple[int, ...], count: str = "n"
-) -> None:
-    """Raises a ValueError unless x has the shape (n, *event_shape), and at least one row."""
-    if x.ndim == 0 or len(x) == 0 or x.shape[1:] != event_shape:
-        raise ValueError(
-            f"{name} must have shape ({count}, *event_shape) with event shape {event_shape}"
-            f" and {count} at least 1, got {x.shape}"
-        )
-
-
-def check_function(name: str, value: Any) -> None:
-    """Raises a TypeError where `value` can't be called."""
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, got {kind(value)}")
+    return jnp.asarray(array)
 
 
 def check_result(name: str, out: Any, shape: tuple[int, ...], hint: str = "") -> None:
@@ -286,14 +259,10 @@ def check_result(name: str, out: Any, shape: tuple[int, ...], hint: str = "") ->
         shape: The shape that it must have.
         hint: More to say.
     """
-    got = getattr(out, "shape", None)
-    if got != shape:
-        raise ValueError(
-            f"{name} must return an array of shape {shape},"
-            f" got {type(out).__name__ if got is None else got}{hint}"
-        )
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"{name} must return floats, got {out.dtype}")
+    got = getattr(out, "shape", type(out).__name__)
+    require(got == shape, f"{name} must return an array of shape {shape}, got {got}{hint}")
+    is_float = jnp.issubdtype(out.dtype, jnp.floating)
+    require(is_float, f"{name} must return floats, got {out.dtype}")
 
 
 def check_network(
@@ -308,19 +277,18 @@ def check_network(
 
     Args:
         name: The function's name among the arguments.
-        fn: The function; where it is a module, shapes will do for its arrays.
+        fn: The function; if it is a module, shapes will do for its arrays.
         event_shape: The shape of one event.
         shape: The shape of what it must return.
         dtype: That of the event.
-        hint: What to say besides where the shape is another one.
+        hint: What to add if the shape is another one.
     """
     y = jax.ShapeDtypeStruct(event_shape, dtype)
     try:
         out = eqx.filter_eval_shape(lambda fn, y: fn(y), fn, y)
     except Exception as error:
-        raise ValueError(
-            f"{name} must take one array of the event shape {event_shape}; it raised: {error}"
-        ) from error
+        wanted = f"must take one array of the event shape {event_shape}"
+        raise ValueError(f"{name} {wanted}; it raised: {error}") from error
     check_result(name, out, shape, hint)
 
 
@@ -333,19 +301,6 @@ def short(value: Any) -> str:
     return _REPR.repr(value)
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises a ValueError where `value` is none of some strings."""
-    if not isinstance(value, str) or value not in choices:
-        *others, last = map(repr, choices)
-        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
-
-
-def check_path(name: str, value: Any) -> None:
-    """Raises a TypeError where `value` is no path."""
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{name} must be a path, got {kind(value)}")
-
-
 def _is(array, *kinds):
     # NumPy counts a time difference among the integers.
     time = getattr(array.dtype, "kind", None) == "m"  # a key's dtype has none
@@ -356,3 +311,47 @@ def _held(array):
     if array.dtype != object or array.shape != ():
         return array.dtype
     return "None" if array.item() is None else kind(array.item())
+
+
+# Former names, until their callers have moved.
+def as_jax(array: Array | np.ndarray, dtype: Any = None) -> Array:
+    """An array on the device; what is too large for its dtype there is infinite."""
+    with np.errstate(over="ignore"):
+        return jnp.asarray(array, dtype)
+
+
+def positive(name: str, value: Any) -> Float[Array, "..."]:
+    """`check_positive` of any shape, as a JAX array."""
+    return jnp.asarray(check_positive(name, value, scalar=False), float)
+
+
+def positive_scalar(name: str, value: Any) -> Float[Array, ""]:
+    """`check_positive` of a scalar, as a JAX array."""
+    return jnp.asarray(check_positive(name, value), float)
+
+
+def check_events(name: str, y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`events.check_events`."""
+    rank = y.ndim - len(event_shape)
+    fits = rank >= 0 and y.shape[rank:] == event_shape
+    require(fits, f"{name} must end in the event shape {event_shape}, got shape {y.shape}")
+    return y.shape[:rank]
+
+
+def check_rows(
+    name: str, x: Array | np.ndarray, event_shape: tuple[int, ...], count: str = "n"
+) -> None:
+    """`events.check_rows`."""
+    wanted = f"({count}, *event_shape) with event shape {event_shape} and {count} at least 1"
+    fits = x.ndim > 0 and len(x) > 0 and x.shape[1:] == event_shape
+    require(fits, f"{name} must have shape {wanted}, got {x.shape}")
+
+
+def check_function(name: str, value: Any) -> None:
+    """`check_type` of a function."""
+    check_type(name, value, Callable, "callable")
+
+
+def check_path(name: str, value: Any) -> None:
+    """`check_type` of a path."""
+    check_type(name, value, str | os.PathLike, "a path")

@@ -1,0 +1,90 @@
+"""Events, the y and x of an energy: arrays of shape (*batch, *event_shape), as users give them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from numpyro_neb._internal.checks import check_finite, check_floats, require, rounded
+
+
+def check_events(name: str, y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading dimensions of a `y` of shape (*batch, *event_shape).
+
+    Raises:
+        ValueError: If its trailing dimensions are not `event_shape`.
+    """
+    rank = y.ndim - len(event_shape)
+    fits = rank >= 0 and y.shape[rank:] == event_shape
+    require(fits, f"{name} must end in the event shape {event_shape}, got shape {y.shape}")
+    return y.shape[:rank]
+
+
+def check_rows(
+    name: str, value: Any, event_shape: tuple[int, ...], count: str = "n"
+) -> Array | np.ndarray:
+    """Floats of shape (n, *event_shape), with at least one row; an array on disk stays there.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The argument.
+        event_shape: The shape of one row.
+        count: What the number of rows is called.
+
+    Raises:
+        TypeError: If it does not hold floats.
+        ValueError: If it has another shape, or no rows.
+    """
+    x = check_floats(name, value)
+    wanted = f"({count}, *event_shape) with event shape {event_shape} and {count} at least 1"
+    fits = x.ndim > 0 and len(x) > 0 and x.shape[1:] == event_shape
+    require(fits, f"{name} must have shape {wanted}, got {x.shape}")
+    return x
+
+
+def as_event(y: Any, event_shape: tuple[int, ...]) -> Float[Array, "*event"]:
+    """One unbatched event of floats, of whatever width.
+
+    Raises:
+        TypeError: If it does not hold floats.
+        ValueError: If it has another shape.
+    """
+    array = check_floats("y", y)
+    require(
+        array.shape == event_shape,
+        f"y must have the event shape {event_shape}, got {array.shape};"
+        " an energy takes one y: batch with jax.vmap",
+    )
+    return jnp.asarray(rounded(array, jax.dtypes.canonicalize_dtype(array.dtype)))
+
+
+def as_events(name: str, value: Any, energy: Any, rows: str | None = None) -> Float[Array, "..."]:
+    """Events over any batch, in the dtype in which the energy answers.
+
+    Args:
+        name: The argument's name, for the message.
+        value: Floats of shape (*batch, *event_shape).
+        energy: An energy, or a family of them.
+        rows: If given, value must have shape (n, *event_shape), n at least 1, and this is n's name.
+
+    Raises:
+        TypeError: If value does not hold floats.
+        ValueError: If it has another shape, or if what is known of it now is not finite.
+    """
+    if rows is None:
+        array = check_floats(name, value)
+        check_events(name, array, energy.event_shape)
+    else:
+        array = check_rows(name, value, energy.event_shape, rows)
+    check_finite(name, array, in_jax=True)
+    return in_dtype_of(energy, array)
+
+
+def in_dtype_of(energy: Any, y: Array | np.ndarray) -> Float[Array, "..."]:
+    """Data in the dtype in which the energy answers: float16 data are computed in the energy's."""
+    sigma = getattr(energy, "sigma", energy.loc)
+    # Not result_type of both: sigma = jnp.asarray(0.5) is weakly typed, and would give way.
+    dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(y.dtype), jnp.result_type(sigma))
+    return jnp.asarray(rounded(y, dtype))
