@@ -20,7 +20,7 @@ ARROWS = {
     "models": {"_internal", "energies", "integrators"},
     "empirical_bayes": {"_internal", "energies", "models"},
     "training": {"_internal", "energies", "integrators", "models"},
-    "files": {"_internal", "energies", "networks"},
+    "files": {"_internal", "energies"},
     "memories": {"_internal", "empirical_bayes", "energies"},
     "sampling": {"_internal", "energies", "integrators", "models"},
     "evaluation": {"_internal", "empirical_bayes", "energies", "integrators", "training"},

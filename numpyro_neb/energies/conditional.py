@@ -17,10 +17,16 @@ from numpyro_neb._internal.checks import (
     check_reals,
     positive_scalar,
 )
+from numpyro_neb._internal.configurations import MODULE, NUMBERS, SHAPE, Values, configured
 from numpyro_neb.energies.base import AbstractEnergyFamily, Frozen, checked_buffers
 from numpyro_neb.energies.network import ResidualEnergy
 
 
+@configured(
+    "ConditionalEnergy",
+    {"event_shape": SHAPE, "sigma_range": NUMBERS, "network": MODULE},
+    arrays={"loc": Values.FINITE, "scale": Values.POSITIVE},
+)
 class ConditionalEnergy(AbstractEnergyFamily):
     r"""One network for a range of noise levels: `at(sigma)` is the energy at one of them.
 
@@ -109,6 +115,16 @@ class ConditionalEnergy(AbstractEnergyFamily):
         return ResidualEnergy(network, sigma, self.event_shape, self.loc, self.scale)
 
 
+def _at_some_level(network: Callable, **_: Any) -> "AtLevel":
+    return AtLevel(network, Frozen(jnp.zeros(())))
+
+
+@configured(
+    "energies.AtLevel",
+    {"network": MODULE},
+    arrays={"level.value": Values.FINITE},
+    make=_at_some_level,
+)
 class AtLevel(eqx.Module):
     """A conditional network at one noise level, t: what `ConditionalEnergy.at` gives an energy.
 

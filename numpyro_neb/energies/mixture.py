@@ -13,9 +13,24 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb._internal.checks import Numbers, check_key, check_reals, finite, positive_scalar
+from numpyro_neb._internal.configurations import Values, configured
 from numpyro_neb.energies.base import AbstractEnergy, check_event
 
 
+@configured(
+    "MixtureEnergy",
+    arrays={
+        "locs": Values.FINITE,
+        "sigma": Values.POSITIVE,
+        "log_weights": Values.BOUNDED_ABOVE,
+        "spreads": Values.NOT_NEGATIVE,
+        "axes": Values.FINITE,
+        "loc": Values.FINITE,
+        "scale": Values.NOT_NEGATIVE,  # a coordinate may have no spread at all
+    },
+    # Covariances are kept as spreads and axes; the axes have their shape.
+    make=lambda locs, sigma, axes=None, **_: MixtureEnergy(locs, sigma, covariances=axes),
+)
 class MixtureEnergy(AbstractEnergy):
     r"""phi(y) = -log sum_i w_i N(y; m_i, sigma^2 I + C_i), exact and normalised.
 

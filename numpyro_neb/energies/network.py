@@ -12,9 +12,14 @@ from numpyro_neb._internal.checks import (
     check_function,
     check_network,
 )
+from numpyro_neb._internal.configurations import MODULE, SHAPE, Values, configured
 from numpyro_neb.energies.base import AbstractEnergy, check_event, checked_buffers
 
+_WORDS = {"event_shape": SHAPE, "network": MODULE}
+_ARRAYS = {"sigma": Values.POSITIVE, "loc": Values.FINITE, "scale": Values.POSITIVE}
 
+
+@configured("NetworkEnergy", _WORDS, arrays=_ARRAYS)
 class NetworkEnergy(AbstractEnergy):
     r"""DEEN as published: phi(y) = network((y - loc) / scale), the network's scalar.
 
@@ -72,6 +77,7 @@ class NetworkEnergy(AbstractEnergy):
         return self.network((y - self.loc) / self.scale)
 
 
+@configured("ResidualEnergy", _WORDS, arrays=_ARRAYS)
 class ResidualEnergy(AbstractEnergy):
     r"""phi(y) = norm(y - r(y))^2 / (2 sigma^2), r(y) = loc + scale network((y - loc) / scale).
 

@@ -19,9 +19,14 @@ import safetensors.numpy
 
 from numpyro_neb._internal.atomic_files import write_whole
 from numpyro_neb._internal.checks import check_path, short
+from numpyro_neb._internal.configurations import (
+    UnknownModuleError,
+    describe,
+    rebuilt,
+    wrong_values,
+)
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.energies.conditional import ConditionalEnergy
-from numpyro_neb.files.configurations import UnknownModuleError, describe, rebuilt
 
 _FORMAT = "numpyro_neb energy"
 _VERSION = 1
@@ -71,9 +76,9 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
             needs `like` and none is given.
         FileNotFoundError: If there is no such file.
 
-    A file from somebody else is safe to load: nothing in it is executed, its network is rebuilt
-    from a fixed table of constructors, and memory is taken for the arrays that are there, not for
-    those that it speaks of.
+    A file from somebody else is safe to load: nothing in it is executed, only classes that the
+    package has registered are constructed, and memory is taken for the arrays that are there, not
+    for those that it speaks of.
     """
     config, tensors = read_arrays(path, _FORMAT)
     if like is not None:
@@ -83,6 +88,7 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
         raise ValueError(f"{path} holds several stacked energies: pass like=, such a stack")
     try:
         energy = rebuilt(config, tensors)
+        check_energy(energy, conditional=True)
     except UnknownModuleError as error:
         raise ValueError(
             f"{path} holds a {error}, which numpyro_neb can't rebuild by itself:"
@@ -91,7 +97,8 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
     except Exception as error:  # constructors given lies raise of every kind
         raise ValueError(f"{path} has a configuration that makes no energy: {error}") from error
     energy = _filled(energy, tensors, path, exact=False)
-    _check_values(path, config["class"], tensors)
+    for name, what in wrong_values(config, tensors):
+        raise ValueError(f"{path} holds no energy: its {name} is {what}")
     return energy
 
 
@@ -117,23 +124,6 @@ def _filled(energy, tensors, path, exact):
         lambda path, _: jnp.asarray(tensors[_name(path)]), arrays
     )
     return eqx.combine(arrays, rest)
-
-
-def _check_values(path, name, tensors):
-    """Refuses what no constructor would have taken; weights may be anything."""
-    for buffer in ("sigma", "loc", "scale", "network.level.value", "locs", "axes", "spreads"):
-        if not np.all(np.isfinite(tensors.get(buffer, 0.0))):
-            raise ValueError(f"{path} holds no energy: its {buffer} is not finite")
-    # A mixture's coordinate may have no spread at all.
-    positive = ("sigma",) if name == "MixtureEnergy" else ("sigma", "scale")
-    for buffer in positive:
-        if not np.all(tensors.get(buffer, 1.0) > 0):
-            raise ValueError(f"{path} holds no energy: its {buffer} is not positive")
-    for buffer in ("scale", "spreads"):
-        if not np.all(tensors.get(buffer, 0.0) >= 0):
-            raise ValueError(f"{path} holds no energy: its {buffer} is negative")
-    if not np.isfinite(np.max(tensors.get("log_weights", 0.0))):
-        raise ValueError(f"{path} holds no energy: its log_weights are not finite")
 
 
 def write_arrays(

@@ -13,8 +13,27 @@ from numpyro_neb._internal.checks import (
     check_key,
     check_sizes,
 )
+from numpyro_neb._internal.configurations import ACTIVATION, SHAPE, SIZE, SIZES, TRUTH, configured
+
+_IMAGES = {"activation": ACTIVATION, "event_shape": SHAPE, "channels": SIZES, "conditional": TRUTH}
 
 
+def _extent_of_convnet(arguments):
+    channels = arguments["channels"]
+    sizes = {"channels": max(channels, default=0), "bottleneck": arguments["bottleneck"]}
+    return len(channels), sizes
+
+
+def _extent_of_unet(arguments):
+    channels = arguments["channels"]
+    return arguments["num_blocks"] * len(channels), {"channels": max(channels, default=0)}
+
+
+@configured(
+    "networks.ConvNet",
+    _IMAGES | {"bottleneck": SIZE, "stride": SIZE},
+    extent=_extent_of_convnet,
+)
 class ConvNet(eqx.Module):
     """The convolutional network of NEB: channels that grow, no pooling, a bottleneck, a scalar.
 
@@ -99,6 +118,9 @@ class ConvNet(eqx.Module):
 _Blocks = tuple[tuple[eqx.nn.Conv2d, eqx.nn.Conv2d], ...]
 
 
+@configured(
+    "networks.UNet", _IMAGES | {"num_blocks": SIZE, "patch_size": SIZE}, extent=_extent_of_unet
+)
 class UNet(eqx.Module):
     """A U-Net from images to images, for `ResidualEnergy`.
 

@@ -16,8 +16,63 @@ from numpyro_neb._internal.checks import (
     check_key,
     check_sizes,
 )
+from numpyro_neb._internal.configurations import (
+    ACTIVATION,
+    NAME,
+    SHAPE,
+    SIZE,
+    SIZE_OR_SCALAR,
+    TRUTH,
+    configured,
+)
 
 
+def _extent_of_equinox(arguments):
+    ends = {word: arguments[word] for word in ("in_size", "out_size")}
+    sizes = {word: 1 if size == "scalar" else size for word, size in ends.items()}
+    return arguments["depth"], sizes | _width(arguments)
+
+
+def _extent(arguments):
+    return arguments["depth"], {"event_shape": prod(arguments["event_shape"])} | _width(arguments)
+
+
+def _width(arguments):
+    # Without hidden layers it is nothing's size.
+    return {"width_size": arguments["width_size"]} if arguments["depth"] else {}
+
+
+configured(
+    "eqx.nn.MLP",
+    {
+        "in_size": SIZE_OR_SCALAR,
+        "out_size": SIZE_OR_SCALAR,
+        "width_size": SIZE,
+        "depth": SIZE,
+        "use_bias": TRUTH,
+        "use_final_bias": TRUTH,
+        "activation": ACTIVATION,
+        "final_activation": ACTIVATION,
+    },
+    # Layers in one stack, scan=True, are another structure.
+    fields=lambda mlp: {} if getattr(mlp, "scan", False) else vars(mlp),
+    extent=_extent_of_equinox,
+)(eqx.nn.MLP)
+
+
+@configured(
+    "networks.MLP",
+    {
+        "event_shape": SHAPE,
+        "out": NAME,
+        "width_size": SIZE,
+        "depth": SIZE,
+        "activation": ACTIVATION,
+        "conditional": TRUTH,
+    },
+    fields=lambda mlp: vars(mlp.layers) | vars(mlp),
+    extent=_extent,
+)
 class MLP(eqx.Module):
     """A multilayer perceptron on events of any shape, flattened inside.
 
