@@ -59,7 +59,7 @@ def paired_test(
 
     Example:
         >>> import numpy as np
-        >>> from numpyro_neb.two_sample import paired_test
+        >>> from numpyro_neb.evaluation.two_sample import paired_test
         >>> a, b = np.random.default_rng(0).normal(size=(2, 100, 3))
         >>> paired_test({"y": a}, {"y": b + 1}, num_swaps=99, seed=0).p_value
         0.01
@@ -106,10 +106,10 @@ def _p_values(statistics):
 def _auc(kernel):
     n = len(kernel) // 2
     a, b = slice(None, n), slice(n, None)
-    towards_second = kernel[:, b] - kernel[:, a]  # (2n, n): what pair m adds to each point's score
+    towards_second = kernel[:, b] - kernel[:, a]  # (2n, n): what pair m adds to a point's value
     of_first, of_second = towards_second[a], towards_second[b]
-    scores_first, scores_second = (s.sum(1) - s.diagonal() for s in (of_first, of_second))
+    values_first, values_second = (s.sum(1) - s.diagonal() for s in (of_first, of_second))
     # Of b_i without pair j, and of a_j without pair i, both of shape (i, j).
-    second = scores_second[:, None] - (of_second - np.diag(of_second.diagonal()))
-    first = scores_first - (of_first - np.diag(of_first.diagonal())).T
+    second = values_second[:, None] - (of_second - np.diag(of_second.diagonal()))
+    first = values_first - (of_first - np.diag(of_first.diagonal())).T
     return float(np.mean(second > first) + np.mean(second == first) / 2)

@@ -22,7 +22,7 @@ class Evaluation:
         sigma: The noise level.
         event_shape: The shape of one example; d is the number of its coordinates.
         num_pairs: n, how many held-out examples were used.
-        num_steps: How many steps each chain took.
+        num_steps: Steps of the walk that each chain took.
         num_diverging: How many chains became NaN or infinite. The walk is judged by the others.
         p_value: Of the two-sample test of the y' against the y, exact for any number of steps.
         auc: How well a kernel classifier tells the y' from the y: right 0.5, and 1 at worst.

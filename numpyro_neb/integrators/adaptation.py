@@ -18,7 +18,7 @@ from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState
 # Its initial state, its update with a draw, and the variances in the end.
 _WELFORD = welford_covariance(diagonal=True)
 # The mean of exp(-e^2 / v) over e ~ N(0, v): see `_effective`.
-_SCORE_AT_BOUND = 3**-0.5
+_STATISTIC_AT_BOUND = 3**-0.5
 
 
 class Adaptation(eqx.Module):
@@ -37,18 +37,18 @@ class Adaptation(eqx.Module):
       Early in warm-up the variance may be 1, to come quickly from a far start;
     - the friction is 1 / (2 max_i s_i): a quarter of what damps the widest coordinate critically.
 
-    While it tunes, the velocity is drawn anew for every draw, which takes up the energy of a start
-    far from the mode; and a step of an unadjusted integrator that errs by more than ten standard
-    deviations of that bound is refused, and the walk turned back: a step too large can't throw the
-    chain out of the finite numbers.
+    While it tunes, each draw begins with a fresh velocity, which takes up the energy of a start far
+    from the mode. A step of an unadjusted integrator that errs by more than ten standard deviations
+    of that bound is refused, and the walk turned back, so that a step too large can't make the
+    chain infinite.
 
     Attributes:
         num_draws: Draws so far.
         state: NumPyro's state of the tuning.
         spread: Welford's mean and sum of squares of y from the second quarter of warm-up on, for
-            the friction; None where the deviations are the units.
+            the friction; None if the deviations are the units.
         num_warmup: Draws to tune in.
-        target_score: What `AbstractIntegrator.score` is to be on the mean.
+        target_statistic: The mean `AbstractIntegrator.acceptance_statistic` to reach.
         adapt_step_size: Whether the step and the friction are tuned.
         adapt_mass_matrix: Whether each coordinate's unit becomes its standard deviation.
     """
@@ -57,7 +57,7 @@ class Adaptation(eqx.Module):
     state: HMCAdaptState
     spread: tuple[Array, ...] | None
     num_warmup: int = eqx.field(static=True)
-    target_score: float = eqx.field(static=True)
+    target_statistic: float = eqx.field(static=True)
     adapt_step_size: bool = eqx.field(static=True)
     adapt_mass_matrix: bool = eqx.field(static=True)
 
@@ -83,8 +83,8 @@ class Adaptation(eqx.Module):
             adapt_mass_matrix: Whether each coordinate's unit becomes its standard deviation.
         """
         own = integrator.target_accept_prob
-        target_score = _SCORE_AT_BOUND if own is None else (target_accept_prob or own)
-        flags = (num_warmup, target_score, adapt_step_size, adapt_mass_matrix)
+        target_statistic = _STATISTIC_AT_BOUND if own is None else (target_accept_prob or own)
+        flags = (num_warmup, target_statistic, adapt_step_size, adapt_mass_matrix)
         flat = jnp.ravel(position)
         step_size: Any = jnp.asarray(integrator.step_size, flat.dtype)
         init, _ = _adapter(*flags)
@@ -123,7 +123,7 @@ class Adaptation(eqx.Module):
         return _Guarded(tuned, self.running, _effective(variance, size))
 
     def refreshed(self, target: Target, state: WalkState, key: PRNGKeyArray) -> WalkState:
-        """The state with a velocity drawn anew, in warm-up."""
+        """The state with a fresh velocity, in warm-up."""
         if state.velocity is None:
             return state
         fresh = target.noise(key, state.position)
@@ -135,20 +135,30 @@ class Adaptation(eqx.Module):
             return 1.0
         return jnp.sqrt(self.state.inverse_mass_matrix).reshape(shape)
 
-    def update(self, score: Float[Array, ""] | None, position: Float[Array, "..."]) -> "Adaptation":
+    def update(
+        self, statistic: Float[Array, ""] | None, position: Float[Array, "..."]
+    ) -> "Adaptation":
         """After one more draw.
 
         Args:
-            score: The mean of `AbstractIntegrator.score` over the draw's steps.
+            statistic: The mean of `AbstractIntegrator.acceptance_statistic` over the draw's steps.
             position: Where the walk is, in its unit.
         """
-        flags = (self.num_warmup, self.target_score, self.adapt_step_size, self.adapt_mass_matrix)
+        flags = (
+            self.num_warmup,
+            self.target_statistic,
+            self.adapt_step_size,
+            self.adapt_mass_matrix,
+        )
         _, update = _adapter(*flags)
         flat = jnp.ravel(position)
-        score = jnp.zeros((), flat.dtype) if score is None else score
+        statistic = jnp.zeros((), flat.dtype) if statistic is None else statistic
         state, spread = jax.lax.cond(
             self.running,
-            lambda: (update(self.num_draws, score, (flat,), self.state), self._spread_with(flat)),
+            lambda: (
+                update(self.num_draws, statistic, (flat,), self.state),
+                self._spread_with(flat),
+            ),
             lambda: (self.state, self.spread),
         )
         changed = (self.num_draws + 1, state, spread)
@@ -157,7 +167,7 @@ class Adaptation(eqx.Module):
 
     @property
     def _num_early(self):
-        """The draws before the first window, or the last one where each starts the step anew."""
+        """The draws before the first window, or the last one if each restarts the step."""
         windows = build_adaptation_schedule(self.num_warmup)
         return windows[-1 if self.adapt_mass_matrix else min(1, len(windows) - 1)].start
 
@@ -208,7 +218,7 @@ class _Guarded(AbstractIntegrator):
         """As the integrator inside."""
         return self.integrator.observe(target, state)
 
-    def score(self, energy_error):
+    def acceptance_statistic(self, energy_error):
         """exp(-energy_error^2 / variance): 1 / sqrt(3) on the mean at the bound."""
         return jnp.where(jnp.isnan(energy_error), 0, jnp.exp(-(energy_error**2) / self.variance))
 
@@ -223,10 +233,10 @@ def _effective(variance, size):
     return variance / (1 + 1 / size + 0.55 / size**2 + 0.08 / size**4)
 
 
-def _adapter(num_warmup, target_score, adapt_step_size, adapt_mass_matrix):
+def _adapter(num_warmup, target_statistic, adapt_step_size, adapt_mass_matrix):
     return warmup_adapter(
         num_warmup,
         adapt_step_size=adapt_step_size,
         adapt_mass_matrix=adapt_mass_matrix,
-        target_accept_prob=target_score,
+        target_accept_prob=target_statistic,
     )

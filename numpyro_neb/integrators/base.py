@@ -2,14 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb._internal.checks import check_count
+from numpyro_neb._internal.checks import check_count, kind
 from numpyro_neb._internal.convolutions import for_compiled_loops
 
 
@@ -20,7 +20,7 @@ class Target(NamedTuple):
         potential: The potential energy of one position, phi for a walk on an energy.
         unit: The unit of length: sigma, or an array that broadcasts against the position. A
             coordinate whose unit is zero stays where it is.
-        max_score: Where not None, the force unit * gradient is cut to a norm of
+        max_score: If not None, the force unit * gradient is cut to a norm of
             max_score * sqrt(d), d the number of coordinates that move. A true score of sigma has a
             root mean square norm of at most sqrt(d), so that 1 to 3 cuts only what a network gets
             wrong. An infinite or NaN force is not cut: the walk is marked diverging.
@@ -112,7 +112,7 @@ class AbstractIntegrator(eqx.Module):
             key: A JAX random key.
 
         Returns:
-            The next state, and the energy error of the step (of the proposal, where there is
+            The next state, and the energy error of the step (of the proposal, if there is
             one): minus the logarithm of its Metropolis ratio, zero for an exact flow.
         """
 
@@ -121,12 +121,26 @@ class AbstractIntegrator(eqx.Module):
         del target
         return state
 
-    def score(self, energy_error: Float[Array, ""]) -> Float[Array, ""] | None:
-        """How good a step was, between 0 and 1; None where nothing says so.
+    def acceptance_statistic(self, energy_error: Float[Array, ""]) -> Float[Array, ""] | None:
+        """What warm-up tunes the step by: a number between 0 and 1, larger for a smaller error.
 
-        For a Metropolis integrator it is the acceptance probability.
+        For a Metropolis integrator it is the acceptance probability. By default an unadjusted one
+        has none.
+
+        Args:
+            energy_error: That of a step, as `step` returns it.
         """
         return None if self.target_accept_prob is None else accept_prob(energy_error)
+
+
+def check_integrator(integrator: Any) -> None:
+    """Raises a TypeError unless `integrator` is an `AbstractIntegrator`."""
+    if not isinstance(integrator, AbstractIntegrator):
+        got = kind(integrator) if isinstance(integrator, type) else repr(integrator)
+        raise TypeError(
+            "integrator must be one of numpyro_neb.integrators, as in BAOAB(step_size=1.0),"
+            f" got {got}"
+        )
 
 
 def metropolis(
@@ -137,7 +151,7 @@ def metropolis(
     Args:
         key: A JAX random key.
         state: Where the walk is.
-        proposal: Where it would go. It is rejected where its energy error is NaN.
+        proposal: Where it would go. It is rejected if its energy error is NaN.
         energy_error: Minus the logarithm of the Metropolis ratio.
 
     Returns:
@@ -168,24 +182,24 @@ def walk(
         target: The law and the unit of length.
         state: Where the walk is, from `integrator.init`.
         key: A JAX random key.
-        num_steps: How many steps.
+        num_steps: Steps of the walk, one gradient each.
 
     Returns:
-        The last state, and the mean over the steps of `integrator.score`.
+        The last state, and the mean over the steps of `integrator.acceptance_statistic`.
 
     Raises:
         ValueError: If num_steps is not a positive int.
     """
     if check_count("num_steps", num_steps) == 1:
         state, energy_error = integrator.step(target, state, key)
-        return state, integrator.score(energy_error)
+        return state, integrator.acceptance_statistic(energy_error)
 
     def body(state, key):
         state, energy_error = integrator.step(target, state, key)
-        return state, integrator.score(energy_error)
+        return state, integrator.acceptance_statistic(energy_error)
 
-    state, scores = jax.lax.scan(body, state, jax.random.split(key, num_steps))
-    return state, None if scores is None else jnp.mean(scores)
+    state, statistics = jax.lax.scan(body, state, jax.random.split(key, num_steps))
+    return state, None if statistics is None else jnp.mean(statistics)
 
 
 def kinetic(velocity: Float[Array, "..."]) -> Float[Array, ""]:

@@ -22,7 +22,7 @@ class ULA(AbstractIntegrator):
         step_size: sqrt(eta) in units of sigma, positive.
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If a setting is not a number.
         ValueError: If step_size is not positive and finite.
 
     Reference:
@@ -65,7 +65,7 @@ class MALA(AbstractIntegrator):
         step_size: sqrt(eta) in units of sigma, positive, as for `ULA`.
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If a setting is not a number.
         ValueError: If step_size is not positive and finite.
 
     Reference:

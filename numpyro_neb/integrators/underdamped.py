@@ -28,7 +28,7 @@ class BAOAB(AbstractIntegrator):
         initial_velocity: "gaussian", a draw from the stationary law N(0, I), or "zero".
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If a setting is not a number.
         ValueError: If step_size or friction is not positive and finite, or initial_velocity is
             neither of the two.
 
@@ -88,7 +88,7 @@ class ABOBA(AbstractIntegrator):
         initial_velocity: "gaussian", a draw from N(0, I), or "zero".
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If a setting is not a number.
         ValueError: If step_size or friction is not positive and finite, or initial_velocity is
             neither of the two.
 
@@ -152,7 +152,7 @@ class GHMC(AbstractIntegrator):
         initial_velocity: "gaussian", a draw from the stationary law N(0, I), or "zero".
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If a setting is not a number.
         ValueError: If step_size or friction is not positive and finite, or initial_velocity is
             neither of the two.
 

@@ -18,9 +18,15 @@ from numpyro_neb._internal.checks import check_count, check_function, check_posi
 from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.integrators.adaptation import Adaptation
-from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState, walk
+from numpyro_neb.integrators.base import (
+    AbstractIntegrator,
+    Target,
+    WalkState,
+    check_integrator,
+    walk,
+)
 from numpyro_neb.integrators.underdamped import BAOAB
-from numpyro_neb.sampling.targets import EnergyDensity, ModelDensity
+from numpyro_neb.sampling.targets import AbstractDensity, EnergyDensity, ModelDensity
 
 
 class WalkJumpState(NamedTuple):
@@ -35,10 +41,10 @@ class WalkJumpState(NamedTuple):
         acceptance_rate: The mean acceptance probability of the draw's steps; None without a
             Metropolis test.
         step_size: The integrator's step times sigma / sqrt(inverse_temperature): in the data's
-            units where no mass matrix is tuned, and else before that.
-        diverging: Whether the walk has left the finite numbers.
+            units, before any mass matrix that is tuned.
+        diverging: Whether the walk has become NaN or infinite.
         num_diverging: How many draws have, so far.
-        adaptation: What warm-up has tuned; None where nothing is.
+        adaptation: What warm-up has tuned; None if nothing is tuned.
         rng_key: The random key of the next draw.
     """
 
@@ -72,7 +78,7 @@ class WalkJumpKernel(ResumableKernel):
     With `model` the walk is on the joint density of a model's latent sites, unconstrained. A draw
     holds the constrained sites under their own names, the deterministic ones, and `<site>_jump`
     for each latent `SmoothedDensity` site: y - sigma^2 grad phi(y) of that site's own energy,
-    which costs one more gradient for each recorded draw. That is E[X given y, data] where the data
+    which costs one more gradient for each recorded draw. That is E[X given y, data] if the data
     depend on y only. Steps are in that site's sigma. `init_params` are a dict of unconstrained
     values, as for NUTS. The kernel can be a block of `numpyro.infer.Gibbs`.
 
@@ -80,24 +86,24 @@ class WalkJumpKernel(ResumableKernel):
     smoothed density. A model whose latent sites are not all `SmoothedDensity` is tuned; switch
     `adapt_step_size` on too where the data pin y down more sharply than sigma.
 
-    A walk that meets NaN or infinity stays there. Its draws are marked `diverging`, and counted in
+    A walk that becomes NaN or infinite stays so. Its draws are marked `diverging`, and counted in
     the progress bar and by `print_summary`: take a smaller step, or a Metropolis integrator.
 
-    NumPyro compiles its loop anew at every `run` with `progress_bar=False`, and not with the bar
-    on, where each recorded draw costs about 0.1 ms instead; with `num_steps` of 10 or more that is
-    next to nothing.
+    With `progress_bar=False` NumPyro recompiles its loop at every `run`. With the bar on it does
+    not, but each recorded draw costs about 0.1 ms; with `num_steps` of 10 or more that is next to
+    nothing.
 
     Args:
         energy: The energy phi; or else give `model`.
         model: A NumPyro model; or else give `energy`.
         integrator: The step of the walk. The default, `BAOAB()` (step sigma, friction 0.2/sigma),
             needs no tuning on a smoothed density.
-        num_steps: Steps of the walk between two draws.
+        num_steps: Steps of the walk between two draws, one gradient each.
         inverse_temperature: beta of the walk's law exp(-beta phi); the jump stays that of phi. The
             unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
         frozen: A boolean array of the event shape: True where y keeps the value of `init_params`
             while the rest is drawn from f(rest given frozen): in-painting. With an energy only.
-        max_score: Where not None, the force of a step, norm(grad phi) times the unit of length, is
+        max_score: If not None, the force of a step, norm(grad phi) times the unit of length, is
             cut to max_score * sqrt(d), d the coordinates that move: see `integrators.Target`.
         adapt_step_size: Whether warm-up tunes the step and the friction: see
             `adaptation.Adaptation`. By default only for a model with sites of unknown scale.
@@ -107,11 +113,12 @@ class WalkJumpKernel(ResumableKernel):
             by default 0.574 for MALA, 0.9 for GHMC.
         max_bias: The relative bias of the variances of y, on the mean over the coordinates, that an
             unadjusted integrator's step is tuned to stay below.
-        init_strategy: One of NumPyro's, for the sites of a model that are no `SmoothedDensity`.
+        init_strategy: One of NumPyro's, for the sites of a model that are not a
+            `SmoothedDensity`.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy` (the message says how to wrap it), `model` not
-            callable, or `integrator` no integrator.
+        TypeError: If `energy` is not an `AbstractEnergy` (the message says how to wrap it), `model`
+            is not callable, or `integrator` is not an integrator.
         ValueError: If both or neither of energy and model are given, a number is out of its range,
             frozen has another shape than the event, or init_params another than above or is not
             finite.
@@ -149,15 +156,11 @@ class WalkJumpKernel(ResumableKernel):
         if (self.energy is None) == (self.model is None):
             raise ValueError("one of energy and model must be given, and not both")
         if self.model is None:
-            check_energy(self.energy)
+            _check_energy(self.energy)
         else:
             check_function("model", self.model)
         check_function("init_strategy", self.init_strategy)
-        if not isinstance(self.integrator, AbstractIntegrator):
-            raise TypeError(
-                "integrator must be one of numpyro_neb.integrators, as in BAOAB(step_size=1.0),"
-                f" got {self.integrator!r}"
-            )
+        check_integrator(self.integrator)
         # As plain numbers, which compare, hash and are written to files.
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()
@@ -189,7 +192,7 @@ class WalkJumpKernel(ResumableKernel):
         if init_params is not None:
             chains = rng_key.shape[:1] if batched else ()
             init_params = walker.density.position(init_params, chains)
-        # A model's arguments would be constants of a compiled function: compiled anew each time.
+        # A model's arguments would be constants of a compiled function, recompiled each time.
         first = _first_state if self.model is not None else _compiled_first_state
         state = first(walker, rng_key, init_params)
         _check_start("energy" if self.model is None else "model", state)
@@ -210,7 +213,7 @@ class WalkJumpKernel(ResumableKernel):
     def refresh(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: WalkJumpState, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> WalkJumpState:
-        """The state with all that the model's arguments determine computed anew, for `Gibbs`."""
+        """The state with all that the model's arguments determine recomputed, for `Gibbs`."""
         return self._walker(model_args, model_kwargs).refresh(state)
 
     def wrap_model(self, wrapper: Callable) -> "WalkJumpKernel":
@@ -229,7 +232,7 @@ class WalkJumpKernel(ResumableKernel):
     def get_diagnostics_str(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: WalkJumpState
     ) -> str:
-        """What the progress bar shows beside itself."""
+        """What the progress bar shows."""
         parts = [f"step size {float(state.step_size):.2e}"]
         if state.acceptance_rate is not None:
             parts.append(f"acc. prob={float(state.acceptance_rate):.2f}")
@@ -292,7 +295,7 @@ class WalkJumpKernel(ResumableKernel):
 class _Walker(eqx.Module):
     """One chain of a kernel: pure functions from state to state."""
 
-    density: Any
+    density: AbstractDensity
     integrator: AbstractIntegrator
     num_steps: int = eqx.field(static=True)
     inverse_temperature: float = eqx.field(static=True)
@@ -308,8 +311,8 @@ class _Walker(eqx.Module):
         adaptation = self._adaptation(position)
         integrator, target = self._tuned(unit, adaptation, position)
         walked = integrator.init(target, position, key)
-        score = jnp.zeros_like(walked.potential)
-        state = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        rate = jnp.zeros_like(walked.potential)
+        state = self._state(integrator, target, walked, unit, rate, adaptation, rng_key)
         return state._replace(num_diverging=state.diverging.astype(int))
 
     def sample(self, state):
@@ -319,10 +322,11 @@ class _Walker(eqx.Module):
         integrator, target = self._tuned(unit, adaptation, walked.position)
         if adaptation is not None:
             walked = adaptation.refreshed(target, walked, key_velocity)
-        walked, score = walk(integrator, target, walked, key, self.num_steps)
+        walked, statistic = walk(integrator, target, walked, key, self.num_steps)
         if adaptation is not None:
-            adaptation = adaptation.update(score, walked.position / jnp.where(unit > 0, unit, 1))
-        after = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+            scaled = walked.position / jnp.where(unit > 0, unit, 1)
+            adaptation = adaptation.update(statistic, scaled)
+        after = self._state(integrator, target, walked, unit, statistic, adaptation, rng_key)
         diverged = after.diverging.astype(state.num_diverging.dtype)
         return after._replace(num_diverging=state.num_diverging + diverged)
 
@@ -332,11 +336,11 @@ class _Walker(eqx.Module):
         integrator, target = self._tuned(unit, adaptation, state.walk.position)
         potential, gradient = target(state.walk.position)
         walked = state.walk._replace(potential=potential, gradient=gradient)
-        score, rng_key = state.acceptance_rate, state.rng_key
-        after = self._state(integrator, target, walked, unit, score, adaptation, rng_key)
+        rate, rng_key = state.acceptance_rate, state.rng_key
+        after = self._state(integrator, target, walked, unit, rate, adaptation, rng_key)
         return after._replace(num_diverging=state.num_diverging)
 
-    def _state(self, integrator, target, walked, unit, score, adaptation, rng_key):
+    def _state(self, integrator, target, walked, unit, rate, adaptation, rng_key):
         """The state of a walk; its count of divergences is the caller's."""
         seen = integrator.observe(target, walked)
         # Zero times what is finite is zero: one pass over the arrays finds all that is not.
@@ -347,7 +351,7 @@ class _Walker(eqx.Module):
             unit=unit,
             lp=-seen.potential,
             energy=seen.energy,
-            acceptance_rate=None if integrator.target_accept_prob is None else score,
+            acceptance_rate=None if integrator.target_accept_prob is None else rate,
             step_size=jnp.asarray(integrator.step_size * self.density.reference(unit)),
             diverging=~finite,
             num_diverging=jnp.zeros((), int),
@@ -380,6 +384,16 @@ class _Walker(eqx.Module):
         return integrator, Target(tempered, unit, self.max_score)
 
 
+def _check_energy(energy):
+    try:
+        check_energy(energy)
+    except TypeError as error:
+        # A model may have been meant.
+        if not callable(energy):
+            raise
+        raise TypeError(f"{error}; a NumPyro model goes to WalkJumpKernel(model=...)") from None
+
+
 def _first_state(walker, rng_key, position):
     batched = not is_prng_key(rng_key)
     split = functools.partial(jax.random.split, num=3)
@@ -395,7 +409,7 @@ def _first_state(walker, rng_key, position):
 
 
 def _check_start(name, state):
-    """A walk that begins where there is no density would stay there."""
+    """Raises an error if the walk begins where the density is zero: it would stay there."""
     diverging = state.diverging
     if isinstance(diverging, Tracer) or not diverging.is_fully_addressable:
         return

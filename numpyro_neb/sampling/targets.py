@@ -1,8 +1,9 @@
 """What a kernel walks on: the density of an energy, or the joint density of a model."""
 
+import abc
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -27,7 +28,63 @@ from numpyro_neb.energies.base import AbstractEnergy, initial_position
 from numpyro_neb.models.smoothed_density import SmoothedDensity
 
 
-class EnergyDensity(eqx.Module):
+class AbstractDensity(eqx.Module):
+    """The density exp(-potential) that a kernel walks on.
+
+    A position is one array of floats. What a user sees of it is `record`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def scale_is_unknown(self) -> bool:
+        """Whether a coordinate's unit of length is a guess, which warm-up tunes by default."""
+
+    @abc.abstractmethod
+    def potential(self, position: Float[Array, "..."]) -> Float[Array, ""]:
+        """Minus the log density, up to a constant."""
+
+    @abc.abstractmethod
+    def unit(self) -> Float[Array, "..."]:
+        """The unit of length of each coordinate; zero where one keeps its value."""
+
+    @abc.abstractmethod
+    def reference(self, unit: Float[Array, "..."]) -> Float[Array, ""]:
+        """Of the units of all coordinates, the one in which the step is reported."""
+
+    @abc.abstractmethod
+    def record(
+        self, position: Float[Array, "..."], gradient: Float[Array, "..."]
+    ) -> dict[str, Float[Array, "..."]]:
+        """The draw at a position.
+
+        Args:
+            position: Where the walk is.
+            gradient: The gradient of `potential` there.
+        """
+
+    @abc.abstractmethod
+    def start(self, key: Array) -> Float[Array, "..."]:
+        """Random positions to start from, one for each key; `key` may be a single one.
+
+        Raises:
+            ValueError: If they must be given.
+        """
+
+    @abc.abstractmethod
+    def position(self, init_params: Any, chains: tuple[int, ...]) -> Float[Array, "..."]:
+        """Where a user's `init_params` say that the chains start.
+
+        Args:
+            init_params: As given to `MCMC.run`.
+            chains: The leading dimensions of each value: (num_chains,), or () for one chain.
+
+        Raises:
+            ValueError: If they have another structure or shape, or are not finite.
+        """
+
+
+@final
+class EnergyDensity(AbstractDensity):
     """exp(-phi(y)) on the coordinates that are not frozen.
 
     Attributes:
@@ -37,11 +94,15 @@ class EnergyDensity(eqx.Module):
 
     energy: AbstractEnergy
     frozen: Array | None = None
-    scale_is_unknown: ClassVar[bool] = False
 
-    def potential(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
+    @property
+    def scale_is_unknown(self) -> bool:
+        """False: the unit is sigma."""
+        return False
+
+    def potential(self, position: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y)."""
-        return self.energy(y)
+        return self.energy(position)
 
     def unit(self) -> Float[Array, "..."]:
         """sigma, and zero on frozen coordinates."""
@@ -53,25 +114,25 @@ class EnergyDensity(eqx.Module):
         return jnp.max(unit)
 
     def record(
-        self, y: Float[Array, "*event"], gradient: Float[Array, "*event"]
+        self, position: Float[Array, "*event"], gradient: Float[Array, "*event"]
     ) -> dict[str, Float[Array, "*event"]]:
         """The walk y and its jump, from phi's gradient at y."""
-        return {"y": y, "x": y - self.energy.sigma**2 * gradient}
+        return {"y": position, "x": position - self.energy.sigma**2 * gradient}
 
-    def start(self, rng_key: Array) -> Float[Array, "..."]:
+    def start(self, key: Array) -> Float[Array, "..."]:
         """Draws from N(loc, scale^2 + sigma^2), one for each key."""
         if self.frozen is not None:
             raise ValueError(
                 "init_params must be given where coordinates are frozen: they keep its values"
             )
         draw = partial(initial_position, self.energy)
-        return draw(rng_key) if is_prng_key(rng_key) else jax.vmap(draw)(rng_key)
+        return draw(key) if is_prng_key(key) else jax.vmap(draw)(key)
 
     def position(self, init_params: Any, chains: tuple[int, ...]) -> Float[Array, "..."]:
         """`init_params`, checked.
 
         Raises:
-            ValueError: If it is no finite float array of shape (*chains, *event_shape).
+            ValueError: If it is not a finite float array of shape (*chains, *event_shape).
         """
         shape = (*chains, *self.energy.event_shape)
         array = as_array("init_params", init_params)
@@ -90,7 +151,8 @@ class _Site(NamedTuple):
     smoothed: bool
 
 
-class ModelDensity:
+@final
+class ModelDensity(AbstractDensity):
     """The joint density of a NumPyro model over its latent sites, in unconstrained space.
 
     A position is the sites' unconstrained values in one flat array.
@@ -99,12 +161,19 @@ class ModelDensity:
         model: The model.
         model_args: Its positional arguments.
         model_kwargs: Its keyword arguments.
-        init_strategy: One of NumPyro's, for the sites that are no `SmoothedDensity`; those start
+        init_strategy: One of NumPyro's, for the sites that are not a `SmoothedDensity`; those start
             from N(loc, scale^2 + sigma^2), or where `init_to_value` says.
 
     Raises:
         ValueError: If the model has no latent site, or a discrete one.
     """
+
+    _model: Callable
+    _unseeded: Callable
+    _args: tuple
+    _kwargs: dict[str, Any]
+    _init_strategy: Callable
+    _sites: tuple[_Site, ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -119,12 +188,10 @@ class ModelDensity:
         self._args, self._kwargs = model_args, model_kwargs or {}
         self._init_strategy = partial(_start_of_site, strategy=init_strategy)
         self._sites = self._latent_sites()
-        zeros = {site.name: jnp.zeros(site.shape) for site in self._sites}
-        self._unravel = ravel_pytree(zeros)[1]
 
     @property
     def scale_is_unknown(self) -> bool:
-        """Whether a latent site is no `SmoothedDensity`."""
+        """Whether a latent site is not a `SmoothedDensity`."""
         return not all(site.smoothed for site in self._sites)
 
     def potential(self, position: Float[Array, " d"]) -> Float[Array, ""]:
@@ -141,7 +208,7 @@ class ModelDensity:
 
         Args:
             values: The constrained values of all latent sites, and of others, which do not count.
-                Where a latent one is missing there are no jumps: they may depend on it.
+                If a latent one is missing there are no jumps: they may depend on it.
         """
         if any(site.name not in values for site in self._sites):
             return {}
@@ -205,16 +272,16 @@ class ModelDensity:
                 draw[f"{site.name}_jump"] = jump(draw[site.name])
         return draw | {k: v["value"] for k, v in sites.items() if v["type"] == "deterministic"}
 
-    def start(self, rng_key: Array) -> Float[Array, "..."]:
+    def start(self, key: Array) -> Float[Array, "..."]:
         """Positions of finite density, one for each key."""
         info = initialize_model(
-            rng_key,
+            key,
             self._unseeded,
             init_strategy=self._init_strategy,
             model_args=self._args,
             model_kwargs=self._kwargs,
         )
-        return self._flat(info.param_info.z, not is_prng_key(rng_key))
+        return self._flat(info.param_info.z, not is_prng_key(key))
 
     def position(self, init_params: Any, chains: tuple[int, ...]) -> Float[Array, "..."]:
         """`init_params`, a dict of every latent site's value, as positions.
@@ -246,6 +313,10 @@ class ModelDensity:
                 )
         return self._flat(values, bool(chains))
 
+    def _unravel(self, position):
+        zeros = {site.name: jnp.zeros(site.shape) for site in self._sites}
+        return ravel_pytree(zeros)[1](position)
+
     def _flat(self, values, batched):
         values = {site.name: values[site.name] for site in self._sites}
         flatten = lambda values: ravel_pytree(values)[0]  # noqa: E731
@@ -265,7 +336,7 @@ class ModelDensity:
                 if site["fn"].support.is_discrete:
                     raise ValueError(
                         f"model must have no discrete latent site, got {name!r}: give it to"
-                        " DiscreteGibbs in numpyro.infer.Gibbs, beside this kernel"
+                        " DiscreteGibbs in numpyro.infer.Gibbs, next to this kernel"
                     )
                 shape = biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))
                 sites.append(_Site(name, shape, smoothed_density(site["fn"]) is not None))

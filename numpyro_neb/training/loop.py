@@ -117,7 +117,7 @@ def fit(
             (batch, *event_shape), begun again where it ends; an iterator, which can't be, must
             last.
         key: A JAX random key; the same key gives the same result.
-        num_steps: How many steps.
+        num_steps: Steps of the training, one update of the weights each.
         batch_size: Examples in a minibatch; left out where data is an iterable of batches.
         optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0, or what
             the objective says (from 2e-4 for `MaximumLikelihood`). On few

@@ -65,10 +65,10 @@ def test_ula_is_tuned_to_the_stated_bias(d, max_bias):
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 8, 64])
-def test_the_score_at_the_bound_is_the_target_in_every_dimension(d):
+def test_the_statistic_at_the_bound_is_the_target_in_every_dimension(d):
     share = float(_effective(1.0, float(d)))
-    score = integrate.quad(lambda u: (1 + 2 * stats.chi2.ppf(u, d) / (share * d)) ** -0.5, 0, 1)[0]
-    np.testing.assert_allclose(score, 3**-0.5, rtol=2e-3)
+    root = lambda u: (1 + 2 * stats.chi2.ppf(u, d) / (share * d)) ** -0.5  # noqa: E731
+    np.testing.assert_allclose(integrate.quad(root, 0, 1)[0], 3**-0.5, rtol=2e-3)
 
 
 def test_a_fresh_velocity_shares_no_randomness_with_the_steps():

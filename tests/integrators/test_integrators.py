@@ -49,8 +49,8 @@ def stationary(integrator, *, num_steps, variance, target=TARGET, mean=0.0):
             key_start, np.shape(variance)
         )
         state = integrator.init(target, start, key_init)
-        state, score = walk(integrator, target, state, key_walk, num_steps)
-        return integrator.observe(target, state), score
+        state, statistic = walk(integrator, target, state, key_walk, num_steps)
+        return integrator.observe(target, state), statistic
 
     return jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), CHAINS))
 
@@ -59,6 +59,20 @@ def assert_variance(draws, variance):
     # A Gaussian's sample second moment has standard error variance sqrt(2 / n).
     second = np.mean(np.asarray(draws, float) ** 2, axis=0)
     targets.within(second, variance, variance * np.sqrt(2 / CHAINS))
+
+
+def test_the_statistic_of_a_walk_is_the_mean_over_its_steps():
+    """Of an integrator that has one; a user's own says which."""
+
+    class Steady(BAOAB):
+        def acceptance_statistic(self, energy_error):
+            return 0 * energy_error + 0.25
+
+    key = jax.random.key(0)
+    state = BAOAB().init(TARGET, jnp.zeros(3), key)
+    assert walk(BAOAB(), TARGET, state, key, 3)[1] is None
+    for num_steps in (1, 3):
+        assert walk(Steady(), TARGET, state, key, num_steps)[1] == 0.25
 
 
 @pytest.mark.parametrize("step_size", [0.5, 1.0, 1.8])

@@ -476,6 +476,12 @@ def test_float64(x64):
             r"integrator must be one of numpyro_neb.integrators.*got 'BAOAB'",
         ),
         (
+            lambda: neb.WalkJumpKernel(lambda: None),
+            TypeError,
+            r"energy must be .* got function: wrap .*; a NumPyro model goes to"
+            r" WalkJumpKernel\(model=\.\.\.\)$",
+        ),
+        (
             lambda: run(neb.WalkJumpKernel(MIXTURE), init_params=jnp.zeros(3)),
             ValueError,
             r"init_params must be a float array of shape \(2,\), got float\d\d of shape \(3,\)",

@@ -18,11 +18,20 @@ from numpyro.infer import MCMC, NUTS, Gibbs, init_to_median, init_to_value
 
 import numpyro_neb as neb
 from numpyro_neb.integrators import BAOAB, GHMC, MALA
+from numpyro_neb.sampling.targets import AbstractDensity, EnergyDensity, ModelDensity
 
 SIGMA, X_SD, X_MEAN = 0.7, np.array([0.5, 1.0]), np.array([1.0, -2.0])
 ENERGY = targets.gaussian(X_SD, SIGMA, locs=X_MEAN)
 DATA = jnp.array([0.3, 0.1])
 NOISE = 0.8
+
+
+def test_densities_are_abstract_or_final():
+    for kind in (EnergyDensity, ModelDensity):
+        assert kind.__mro__[1] is AbstractDensity
+        assert kind.__final__
+    with pytest.raises(TypeError, match="abstract"):
+        AbstractDensity()
 
 
 def observed_walk(data):
