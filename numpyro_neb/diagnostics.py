@@ -4,7 +4,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from numpyro_neb._internal.checks import kind
 from numpyro_neb._internal.numpyro_mcmc import model_arguments
 from numpyro_neb.sampling.kernel import WalkJumpKernel
 from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
+
+__all__ = ["refreshed_bfmi", "to_arviz"]
 
 Draws = Mapping[str, Any]
 
@@ -112,6 +114,7 @@ def to_arviz(
     if num_samples is not None or key is not None:
         raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
     check_walk(mcmc, ", or a MixtureFit")
+    mcmc = cast(MCMC, mcmc)
     if mcmc.last_state is None:
         raise ValueError("mcmc must have run: call mcmc.run(key) first")
     diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
@@ -134,16 +137,16 @@ def to_arviz(
 
 
 def refreshed_bfmi(data: Any) -> Float[np.ndarray, " chain"]:
-    r"""The E-BFMI of each chain's law, were the momentum drawn anew at every draw.
+    r"""The E-BFMI of each chain's law, if the momentum were refreshed at every draw.
 
     The energy's Bayesian fraction of missing information, E (E_n - E_{n-1})^2 / Var E, tells how
-    much of the energy's spread a draw can cross. Under NUTS the momentum is drawn anew at every
-    draw and changes the energy by the difference of two kinetic energies, of variance d/2 each:
-    the numerator is d, and the fraction
+    much of the energy's spread a draw can cross. Under NUTS the momentum is refreshed at every draw
+    and changes the energy by the difference of two kinetic energies, of variance d/2 each: the
+    numerator is d, and the fraction
 
         d / (d / 2 + Var log f(y)),   d the number of coordinates that move,
 
-    is a property of the law: 1 for a Gaussian, 2 at most, and below 0.3 where the tails are so
+    is a property of the law: 1 for a Gaussian, 2 at most, and below 0.3 if the tails are so
     heavy, or the levels of phi so far apart, that momentum crosses them slowly. An underdamped walk
     keeps part of its momentum from draw to draw, so that `arviz.bfmi` of its energies tells of the
     friction instead. This is the number to hold to NUTS users' threshold, once R-hat and the
@@ -192,7 +195,7 @@ def log_densities(data: Any) -> tuple[int, Float[np.ndarray, "chain draw"]]:
         ) from None
 
 
-def check_walk(mcmc: MCMC, alternative: str = "") -> WalkJumpKernel:
+def check_walk(mcmc: Any, alternative: str = "") -> WalkJumpKernel:
     """The kernel of an `MCMC(WalkJumpKernel(...))`.
 
     Raises:
@@ -335,7 +338,9 @@ def _warmup_groups(warmup, num_chains):
     text = f"warmup must be {form}, as after mcmc.warmup(key, collect_warmup=True)"
     if not (isinstance(warmup, tuple) and len(warmup) == 2):
         raise ValueError(f"{text}, got {type(warmup).__name__}")
-    groups = dict(zip(("warmup_posterior", "warmup_sample_stats"), warmup, strict=True))
+    groups: dict[str, Any] = dict(
+        zip(("warmup_posterior", "warmup_sample_stats"), warmup, strict=True)
+    )
     for name, group in groups.items():
         if not isinstance(group, Mapping):
             raise ValueError(f"{text}, got a {type(group).__name__} in it")
@@ -384,13 +389,13 @@ def _attributes(kernel):
 
 
 def warn_of_divergence(diverging: Bool[np.ndarray, "chain draw"]) -> None:
-    """Warns with the chain and the draw at which a walk first left the finite numbers."""
+    """Warns with the chain and the draw at which a walk first became NaN or infinite."""
     if not diverging.any():
         return
     chain = int(np.argmax(diverging.any(axis=1)))
     draw = int(np.argmax(diverging[chain]))
     warnings.warn(
-        f"{int(diverging.sum())} of {diverging.size} draws are diverging: the walk left the finite"
-        f" numbers, first in chain {chain} at draw {draw}. Take a smaller step_size.",
+        f"{int(diverging.sum())} of {diverging.size} draws are diverging: the walk became NaN"
+        f" or infinite, first in chain {chain} at draw {draw}. Take a smaller step_size.",
         stacklevel=find_stack_level(),
     )

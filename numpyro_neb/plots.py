@@ -36,7 +36,7 @@ def denoising(clean: Numbers, noisy: Numbers, jump: Numbers, *, ax: Axes | None 
         The axes.
 
     Raises:
-        TypeError: If they are no real numbers.
+        TypeError: If they are not real numbers.
         ValueError: If the shapes differ or are not (n, height, width), or one is not finite.
 
     Example:
@@ -69,7 +69,7 @@ def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
-        TypeError: If x holds no real numbers.
+        TypeError: If x does not hold real numbers.
         ValueError: If x is not of that shape, or not finite.
 
     Example:
@@ -103,7 +103,7 @@ def recall_paths(paths: Numbers, *, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
-        TypeError: If paths holds no real numbers.
+        TypeError: If paths does not hold real numbers.
         ValueError: If paths is not of that shape, or not finite.
 
     Example:
@@ -134,8 +134,9 @@ def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None)
         The axes.
 
     Raises:
-        TypeError: If found is no `FoundMemories`.
-        ValueError: If the memories are no images, there is none, or columns is not a positive int.
+        TypeError: If found is not a `FoundMemories`.
+        ValueError: If the memories are not images, there are none, or columns is not a positive
+            int.
 
     Example:
         >>> import jax, numpyro_neb as neb
@@ -179,7 +180,7 @@ def overlaps(
         The axes.
 
     Raises:
-        TypeError: If summary is no `SphereOverlaps`, or sigma no number.
+        TypeError: If summary is not a `SphereOverlaps`, or sigma not a number.
         ValueError: If sigma is not positive and finite.
 
     Example:
@@ -223,7 +224,7 @@ def landscape(
         The axes.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or limits or walk are no real numbers.
+        TypeError: If `energy` is not an `AbstractEnergy`, or limits or walk are not real numbers.
         ValueError: If the energy or the walk is not in two dimensions, limits are not rising, or a
             number is not finite.
 
@@ -263,8 +264,8 @@ def energy_transitions(data: Any, *, ax: Axes | None = None) -> Axes:
     """The spread of the energy, and what of it a fresh momentum crosses in one draw.
 
     The filled histogram is that of the energy phi(y) + K about its mean, K the kinetic energy of a
-    momentum drawn anew; the line that of the change K' - K. For a Gaussian they have the same
-    width; where the line is much the narrower, the energy's levels are crossed slowly, by the walk
+    fresh momentum; the line that of the change K' - K. For a Gaussian they have the same width; if
+    the line is much narrower, the energy's levels are crossed slowly, by the walk
     and by NUTS. `diagnostics.refreshed_bfmi` is the ratio of their variances. (The transitions that
     `arviz.plot_energy` draws are those of the walk, which keeps part of its momentum.)
 

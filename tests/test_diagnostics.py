@@ -210,6 +210,27 @@ def test_a_fitted_mixture():
     assert float(az.ess(data)["x"].median()) > 1000  # they are independent
     other = neb.to_arviz(fit, num_samples=500, key=jax.random.key(1))
     assert not np.array_equal(other["posterior"]["x"], data["posterior"]["x"])
+    # Without a key the draws are those of key 0, as documented; the fit's own method asks for one.
+    again = fit.to_arviz(jax.random.key(0), num_samples=500)
+    np.testing.assert_array_equal(again["posterior"]["x"], data["posterior"]["x"])
+    for name in ("created_by", "log_likelihood", "duality_gap", "x"):
+        assert again["posterior"].attrs[name] == data["posterior"].attrs[name]
+    with pytest.raises(TypeError, match="key"):
+        fit.to_arviz()
+
+
+def test_what_makes_its_own_arviz_data_does_so():
+    """Whatever its class: no solver's result is known here."""
+
+    class Fit:
+        def to_arviz(self, key, coords=None, dims=None, *, num_samples=1000):
+            return key, coords, dims, num_samples
+
+    key, *others = neb.to_arviz(Fit(), {"a": [1]}, {"x": ["a"]}, num_samples=3)
+    assert jax.random.key_data(key).tolist() == [0, 0]
+    assert others == [{"a": [1]}, {"x": ["a"]}, 3]
+    with pytest.raises(TypeError, match="warmup must be None for a Fit: it is for an MCMC"):
+        neb.to_arviz(Fit(), warmup=({}, {}))
 
 
 def test_a_fitted_mixture_of_images():

@@ -35,7 +35,7 @@ def as_matrix_products(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     Example:
         >>> import jax.numpy as jnp
         >>> from jax import lax
-        >>> from numpyro_neb.convolutions import as_matrix_products
+        >>> from numpyro_neb._internal.convolutions import as_matrix_products
         >>> def blur(x):
         ...     return lax.conv(x, jnp.full((1, 1, 3, 3), 1 / 9), (1, 1), "VALID")
         >>> as_matrix_products(blur)(jnp.ones((1, 1, 4, 4))).round(3).tolist()

@@ -19,7 +19,7 @@ def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
     return mcmc._args, mcmc._kwargs
 
 
-def collected_fields(mcmc: MCMC) -> dict[str, Any]:
+def collected_fields(mcmc: MCMC) -> Any:
     """The fields that a run has collected, by name, each with chain and draw in front."""
     return mcmc._states
 

@@ -36,7 +36,7 @@ def fit_mixture(
 
         sum_j log sum_i w_i N(y_j; m_i, sigma_j^2 I),
 
-    a concave function. Where clean X are at hand take `MixtureEnergy(x, sigma)` or `fit` instead.
+    a concave function. If clean X are at hand take `MixtureEnergy(x, sigma)` or `fit` instead.
 
     Newton's method on an active set: from the present locations and the local maxima of the
     gradient g_i = mean_j N(y_j; m_i, ..) / f(y_j), the quadratic model's minimum over w >= 0 is
@@ -48,15 +48,15 @@ def fit_mixture(
         y: Observations, of shape (n,), or (n, *event_shape) in several dimensions.
         sigma: The noise's standard deviation, one for all or one for each, of shape (n,).
         locs: Where X may be, of shape (K, *event_shape). By default, in one dimension, a uniform
-            grid of 300 over the range of y, finer about observations with a sigma below ten
+            grid of 300 over the range of y, finer around observations with a sigma below ten
             spacings, with zero on it if it is in the range; in several, the observations themselves
-            (where these are few, or the dimensions many, each keeps its own, and nothing shrinks).
+            (if these are few, or the dimensions many, each keeps its own, and nothing shrinks).
             For sign rates of effects that are either zero or of a size
             that matters, leave a gap around zero: the data hardly tell zero from a tenth of sigma,
             and the likelihood will put weight on both.
         max_gap: The duality gap to reach, in units of the log-likelihood of all data.
         max_iterations: Newton steps at most.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         The fit: `energy`, the mixture; `log_likelihood`; `posterior_mean`, `posterior_std`,
@@ -182,7 +182,7 @@ def _newton_step(ratios, start):
     direction = goal / goal.sum() - start
     change = ratios @ direction
     slope, step = change.sum(), 1.0
-    # No observation may lose most of its likelihood at once: far out the model is no good.
+    # No observation may lose most of its likelihood at once: far out the model fails.
     while step > 1e-12:
         factors = 1 + step * change
         if factors.min() > 0.05 and np.log(factors).sum() >= 1e-4 * step * slope:

@@ -40,19 +40,19 @@ def stream(
 ) -> Any:
     """Runs an MCMC and writes its draws to a Zarr store as they come.
 
-    Stopped at any moment, by Ctrl-C or `kill -9`, the same call goes on after the last whole write,
+    Stopped at any moment, by Ctrl-C or `kill -9`, the same call resumes after the last whole write,
     with the draws that an undisturbed run gives, bit for bit: those of `mcmc.run(key)`. The store
     opens at any moment, as `xarray.open_datatree(store, engine="zarr")` or, under ArviZ 1.x,
     `arviz.from_zarr(store)`, and holds whole draws only. Memory holds `draws_per_write` draws, and
-    the loop is compiled once; a last, shorter piece is compiled for itself. To go on with a store
-    that is complete, call with an MCMC of more `num_samples`.
+    the loop is compiled once; a last, shorter piece is compiled separately. To extend a store that
+    is complete, call with an MCMC of more `num_samples`.
 
-    The groups are those of `to_arviz`. Warm-up is not written: stopped in it, the call starts anew.
-    Two processes must not write to one store at a time, and a store is safe from the end of the
-    process, not from that of the machine's power.
+    The groups are those of `to_arviz`. Warm-up is not written: stopped in it, the call starts from
+    the beginning. Two processes must not write to one store at a time, and a store is safe from the
+    end of the process, not from that of the machine's power.
 
     Args:
-        mcmc: An `MCMC(WalkJumpKernel(...))`; itself it stays as it is.
+        mcmc: An `MCMC(WalkJumpKernel(...))`; it is not modified.
         key: What `mcmc.run` takes: a JAX random key, or one for each chain.
         store: The folder to write, `draws.zarr` say.
         draws_per_write: Draws of each chain in a write and in a chunk of the store.
@@ -70,10 +70,11 @@ def stream(
         `xarray.DataTree` under 1.x.
 
     Raises:
-        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`, key no random key, or store no path.
-        ValueError: If `draws_per_write` is no positive int; if `store` is there and no stream,
-            holds more draws than are asked for, or another run's, with what differs; or if its
-            state is damaged.
+        TypeError: If `mcmc` is not an MCMC of a `WalkJumpKernel`, key not a random key, or store
+            not a path.
+        ValueError: If `draws_per_write` is not a positive int; if `store` is there and is not a
+            stream, holds more draws than are asked for, or another run's, with what differs; or if
+            its state is damaged.
         ModuleNotFoundError: Without zarr: `pip install 'numpyro-neb[stream]'`.
 
     Warns:
@@ -97,7 +98,7 @@ def stream(
     settings = run.settings() | {
         "key": digest(raw(key)),
         "init_params": None if init_params is None else digest(init_params),
-        "num_samples % thinning": mcmc.num_samples % mcmc.thinning,
+        "num_samples_mod_thinning": mcmc.num_samples % mcmc.thinning,
         "draws_per_write": draws_per_write,
         "log_likelihood": log_likelihood,
     }
@@ -131,14 +132,14 @@ def stream(
 
 
 def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
-    """Writes `mcmc.last_state` to a safetensors file: `load_state` goes on from it.
+    """Writes `mcmc.last_state` to a safetensors file: `load_state` resumes from it.
 
     Args:
         path: Where to; an existing file is replaced once the new one is on disk.
         mcmc: An `MCMC(WalkJumpKernel(...))` that has run.
 
     Raises:
-        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`.
+        TypeError: If `mcmc` is not an MCMC of a `WalkJumpKernel`.
         ValueError: If it has not run.
 
     Example:
@@ -167,7 +168,7 @@ def load_state(
     model_args: tuple = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Sets `mcmc.post_warmup_state` to what `save_state` wrote, so that the run goes on.
+    """Sets `mcmc.post_warmup_state` to what `save_state` wrote, so that the run resumes.
 
     `mcmc.run(mcmc.post_warmup_state.rng_key)` then gives the draws that the saved run would have
     given next, bit for bit.
@@ -179,7 +180,7 @@ def load_state(
         model_kwargs: Its keyword arguments.
 
     Raises:
-        TypeError: If `mcmc` is no MCMC of a `WalkJumpKernel`.
+        TypeError: If `mcmc` is not an MCMC of a `WalkJumpKernel`.
         ValueError: If the file is truncated, damaged, foreign or of a newer format, or the state of
             another run, with what differs.
         FileNotFoundError: If there is no such file.
@@ -198,7 +199,7 @@ class _Run:
     ):
         self.mcmc, self.kernel = mcmc, check_walk(mcmc)
         self.args, self.kwargs, self.extra_fields = model_args, model_kwargs, extra_fields
-        # NumPyro compiles its loop anew at each run; traced as a whole it is compiled once.
+        # NumPyro recompiles its loop at each run; traced as a whole it is compiled once.
         self._advance = jax.jit(self._run, static_argnums=1)
 
     def settings(self) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class _Run:
         mcmc, arguments = self.mcmc, (self.args, self.kwargs)
         method = mcmc.chain_method
         return _describe_kernel(self.kernel) | {
-            "model arguments": digest(arguments) if jax.tree.leaves(arguments) else None,
+            "model_args": digest(arguments) if jax.tree.leaves(arguments) else None,
             "num_warmup": mcmc.num_warmup,
             "num_chains": mcmc.num_chains,
             "thinning": mcmc.thinning,

@@ -12,6 +12,8 @@ from numpyro_neb._internal.checks import short
 from numpyro_neb.files.energy_file import read_arrays, write_arrays
 
 _FORMAT = "numpyro_neb sampler state"
+# What an error calls some settings. Version 0.1.0 wrote these words to files, too.
+_WORDS = {"model_args": "model arguments", "num_samples_mod_thinning": "num_samples % thinning"}
 _IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
@@ -48,10 +50,12 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no state: {error}") from error
     for name, value in settings.items():
-        if theirs.get(name) != value:
+        words = _WORDS.get(name, name)
+        found = theirs.get(name, theirs.get(words))
+        if found != value:
             raise ValueError(
-                f"{path} is of a run with another {name} ({short(theirs.get(name))}, now"
-                f" {short(value)}): give the same to go on with it, or another path"
+                f"{path} is of a run with another {words} ({short(found)}, now {short(value)}):"
+                " give the same to go on with it, or another path"
             )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {jax.tree_util.keystr(at): leaf for at, leaf in leaves}

@@ -1,6 +1,6 @@
 """Long runs: draws written to a Zarr store as they come, and a sampler's state in a file.
 
-A store is an ordinary Zarr hierarchy, format 3, with a file of the sampler's state beside the
+A store is an ordinary Zarr hierarchy, format 3, with a file of the sampler's state next to the
 root's metadata. Three facts make it whole at every moment, also after `kill -9`:
 
 - draws are written beyond the end that readers see, in chunks of their own, and Zarr replaces a
@@ -41,7 +41,7 @@ class Store:
         self.path, self.settings = path, settings
 
     def num_draws(self) -> int:
-        """The number of draws in the store; zero where there is none.
+        """The number of draws in the store; zero if there is no store.
 
         Raises:
             ValueError: If something else is there.
@@ -98,18 +98,18 @@ class Store:
             old.unlink()
 
     def opened(self) -> Any:
-        """The store as ArviZ data, to be read where it is looked at."""
+        """The store as ArviZ data, read on access."""
         import xarray as xr
 
         tree: Any = xr.open_datatree(str(self.path), engine="zarr", chunks=None, zarr_format=3)
         return from_tree(tree)
 
     def _check_arrays(self):
-        """Raises an error where an array is none that `write` makes.
+        """Raises an error if an array is not one that `write` makes.
 
         A store may be somebody else's. No codec may run code, and no chunk be larger than its
         array, or the draws of one write: it would be held in memory. Zarr reads an array's metadata
-        now from its own file, now from its group's or the root's: all of them are looked at.
+        from its own file, its group's or the root's: all of them are checked.
         """
         for path in self.path.rglob("*"):
             if path.name in _FORMAT_2:
@@ -186,7 +186,7 @@ def _commit(path):
     """Lets readers see what is there: one small file, replaced whole."""
     zarr = _zarr()
     with warnings.catch_warnings():
-        # The state's file is none of Zarr's, and what is consolidated is for xarray.
+        # The state's file is not Zarr's, and what is consolidated is for xarray.
         warnings.simplefilter("ignore", UserWarning)
         for group in (*_groups(path), None):
             zarr.consolidate_metadata(str(path), path=group, zarr_format=3)

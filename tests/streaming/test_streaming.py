@@ -17,6 +17,7 @@ from numpyro.infer import MCMC, NUTS
 
 import numpyro_neb as neb
 from numpyro_neb import streaming
+from numpyro_neb.files.energy_file import read_arrays, write_arrays
 from numpyro_neb.streaming import store as store_room
 
 KEY = jax.random.key(0)
@@ -228,6 +229,39 @@ def test_another_run_is_refused(name, store):
     of_chains, of_stream = OTHERS[name]
     with pytest.raises(ValueError, match=f"is of a run with another {name} .*or another path"):
         streamed(store, chains(**of_chains), **of_stream)
+
+
+def as_in_0_1_0(path, **others):
+    """Rewrites the settings of a state file, and others, under their names in version 0.1.0."""
+    kind = "numpyro_neb sampler state"
+    config, arrays = read_arrays(path, kind)
+    old = {"model_args": "model arguments", "num_samples_mod_thinning": "num_samples % thinning"}
+    settings = config["settings"] | others
+    named = {old.get(name, name): value for name, value in settings.items()}
+    write_arrays(path, kind, config | {"settings": named}, arrays)
+    return settings.keys() ^ named.keys()
+
+
+def test_a_store_and_a_state_of_version_0_1_0(mcmc, tmp_path):
+    store = tmp_path / "draws.zarr"
+    streamed(store, chains(num_samples=20))
+    (state,) = store.glob(".state-*")
+    content = state.read_bytes()
+    for name, words in (("model_args", "model arguments"), ("num_samples_mod_thinning", "% thin")):
+        as_in_0_1_0(state, **{name: 1})
+        with pytest.raises(ValueError, match=rf"another .*{words}.* \(1, now"):
+            streamed(store)
+        state.write_bytes(content)
+    assert len(as_in_0_1_0(state)) == 4
+    assert_draws(streamed(store), mcmc)
+    path, first = tmp_path / "state", chains(num_samples=16)
+    first.run(KEY)
+    streaming.save_state(path, first)
+    assert len(as_in_0_1_0(path)) == 2
+    streaming.load_state(path, first)
+    first.run(first.post_warmup_state.rng_key)
+    expected = mcmc.get_samples(group_by_chain=True)["y"][:, 16:32]
+    np.testing.assert_array_equal(first.get_samples(group_by_chain=True)["y"], expected)
 
 
 def test_bad_arguments(tmp_path, store, untyped):
