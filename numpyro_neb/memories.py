@@ -22,8 +22,9 @@ from numpyro_neb._internal.checks import (
     check_rows,
 )
 from numpyro_neb._internal.convolutions import for_compiled_loops
+from numpyro_neb._internal.events import in_dtype_of
 from numpyro_neb.empirical_bayes.functions import posterior_components
-from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of
+from numpyro_neb.energies.base import AbstractEnergy, check_energy
 
 Cues = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -38,7 +39,7 @@ class Memories(NamedTuple):
         stable: Whether it is a memory: at rest, and the way up in every direction, of shape
             (*batch): the smallest curvature is above the tolerance. A saddle is not, nor is a
             valley with a flat bottom.
-        num_steps: Steps taken, of shape (*batch).
+        num_steps: Steps that the solver took, of shape (*batch).
         times: The time that it took, in units of sigma^2, of shape (*batch).
         curvatures: The smallest eigenvalue of the energy's Hessian in units of 1/sigma^2, of shape
             (*batch): between 0 and 1 at a memory of the true energy; NaN where the flow left the

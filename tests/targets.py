@@ -1,5 +1,8 @@
 """Laws in closed form, and how far a sample may lie from them."""
 
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,24 @@ import numpyro_neb as neb
 # Five standard errors; for the Kolmogorov-Smirnov statistic the level of the same probability.
 STANDARD_ERRORS = 5.0
 KOLMOGOROV = stats.kstwobign.isf(2 * stats.norm.sf(STANDARD_ERRORS))
+
+
+class Wrapped(neb.AbstractEnergy):
+    """phi = another energy's, or a function of y and that one, which nobody can see through."""
+
+    inner: neb.AbstractEnergy
+    value: Callable
+    sigma: jax.Array
+    loc: jax.Array
+    scale: jax.Array
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, inner, value=lambda y, phi: phi(y)):
+        self.inner, self.value, self.event_shape = inner, value, inner.event_shape
+        self.sigma, self.loc, self.scale = inner.sigma, inner.loc, inner.scale
+
+    def __call__(self, y):
+        return self.value(y, self.inner)
 
 
 def gaussian(standard_deviations, sigma, *, locs=None):

@@ -6,6 +6,7 @@ the law of X from them, and `fit(..., objective=sure_loss)` trains an energy on 
 noisy data taken for clean ones believes that X is as noisy as Y, and shrinks too little.
 """
 
+from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution
 from numpyro_neb.empirical_bayes.functions import (
     PosteriorComponents,
     credible_interval,
@@ -19,10 +20,25 @@ from numpyro_neb.empirical_bayes.functions import (
 from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit
 from numpyro_neb.empirical_bayes.normal_means import fit_mixture
 from numpyro_neb.models.normalizer import log_normalizer
+from numpyro_neb.posteriors import (
+    AbstractPosterior,
+    Diagonal,
+    Full,
+    Isotropic,
+    LinearisedPosterior,
+    MixturePosterior,
+)
 
 __all__ = [
+    "AbstractPosterior",
+    "Diagonal",
+    "Full",
+    "Isotropic",
+    "LinearisedPosterior",
     "MixtureFit",
+    "MixturePosterior",
     "PosteriorComponents",
+    "PosteriorDistribution",
     "credible_interval",
     "fit_mixture",
     "local_false_sign_rate",

@@ -7,28 +7,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from numpyro_neb._internal.batching import in_chunks
 from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
-    check_events,
+    check_counts,
     check_finite,
     check_floats,
     check_positive,
+    require,
 )
-from numpyro_neb.empirical_bayes.normal_means import MixtureFit as MixtureFit
-from numpyro_neb.empirical_bayes.normal_means import fit_mixture as fit_mixture
-from numpyro_neb.empirical_bayes.posteriors import (
-    GaussianPosterior,
-    MixturePosterior,
-    covariance_product,
-)
-from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of
-from numpyro_neb.energies.mixture import MixtureEnergy
-from numpyro_neb.models.normalizer import log_normalizer as log_normalizer
+from numpyro_neb._internal.events import check_events, in_dtype_of
+from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
+from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.posteriors.base import at_once, in_parts
 
 Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -68,7 +62,7 @@ def posterior_mean(
         >>> neb.posterior_mean(energy, jnp.array([-0.5, 0.0, 0.5]))
         Array([-0.46211717,  0.        ,  0.46211717], dtype=float32)
     """
-    return _over(_means, energy, y, chunk_size, progress_bar)
+    return _over(_jump, energy, y, chunk_size, progress_bar)
 
 
 def posterior_std(
@@ -106,15 +100,13 @@ def posterior_std(
         >>> neb.posterior_std(energy, jnp.array([0.0]))  # -1 or 1, as likely
         Array([1.], dtype=float32)
     """
-    variances = _over(_variances, energy, y, chunk_size, progress_bar)
-    positive = variances > 0  # and no infinite derivative where it is not
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variances, 1)), 0)
+    return _over(_std, energy, y, chunk_size, progress_bar)
 
 
 def posterior_covariance(
     energy: AbstractEnergy,
     y: Observations,
-    covariance: Literal["full", "diagonal", "operator"] = "full",
+    form: Literal["full", "diagonal", "operator"] = "full",
     *,
     chunk_size: int = 128,
     progress_bar: bool = True,
@@ -127,8 +119,8 @@ def posterior_covariance(
     Args:
         energy: The energy phi.
         y: Observations, of shape (*batch, *event_shape).
-        covariance: "full", a matrix over the flattened event; "diagonal", the variances; or
-            "operator", v -> Cov v for large d, one Jacobian-vector product a call and no matrix.
+        form: "full", a matrix over the flattened event; "diagonal", the variances; or "operator",
+            v -> Cov v for large d, one Jacobian-vector product a call and no matrix.
         chunk_size: How many observations are worked on at once; an operator's `mv` takes all.
         progress_bar: Whether to show a tqdm bar where it takes longer than a second.
 
@@ -139,7 +131,7 @@ def posterior_covariance(
 
     Raises:
         TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If covariance is none of the three, y does not end in the event shape, or
+        ValueError: If form is none of the three, y does not end in the event shape, or
             chunk_size is not a positive int.
 
     Reference:
@@ -156,38 +148,29 @@ def posterior_covariance(
         >>> operator.mv(jnp.array([1.0, 0.0]))
         Array([1., 2.], dtype=float32)
     """
-    check_choice("covariance", covariance, ("full", "diagonal", "operator"))
-    if covariance == "full":
-        d = int(np.prod(energy.event_shape)) if isinstance(energy, AbstractEnergy) else 0
-        return _over(_covariances, energy, y, chunk_size, progress_bar, (d, d))
-    if covariance == "diagonal":
-        return _over(_variances, energy, y, chunk_size, progress_bar)
+    check_choice("form", form, ("full", "diagonal", "operator"))
+    if form != "operator":
+        ask = {"full": _covariance, "diagonal": _variance}[form]
+        return _over(ask, energy, y, chunk_size, progress_bar)
     import lineax as lx
 
     y = in_dtype_of(energy, _checked(energy, y, chunk_size))
     flat = y.reshape(-1, *energy.event_shape)
 
     def product(v):
-        one = lambda y, v: covariance_product(energy, y)(v)  # noqa: E731
+        one = lambda y, v: energy.posterior(y).product(v)  # noqa: E731
         return jax.vmap(one)(flat, v.reshape(flat.shape)).reshape(y.shape)
 
     shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
     return lx.FunctionLinearOperator(product, shape, lx.symmetric_tag)
 
 
-def posterior_distribution(
-    energy: AbstractEnergy, y: Observations
-) -> MixturePosterior | GaussianPosterior:
+def posterior_distribution(energy: AbstractEnergy, y: Observations) -> PosteriorDistribution:
     r"""The law of X given Y=y, as a NumPyro distribution with y's batch shape.
 
-    For a `MixtureEnergy` it is exact: a mixture again, `posteriors.MixturePosterior`. For any other
-    energy it is the Gaussian with the posterior's mean and covariance,
-    `posteriors.GaussianPosterior`: its first two moments are as good as the energy, its shape is
-    not that of the posterior, which may have several modes or bounds.
-
-    Beside the methods of a distribution (`mean`, `variance`, `sample`, `log_prob`) both have
-    `covariance_matrix` over the flattened event, and of each coordinate by itself `cdf`, `icdf`,
-    `interval(probability)` and `lfsr`, the local false sign rate.
+    For a `MixtureEnergy` it is exact: a mixture again. For any other energy it is the Gaussian with
+    the posterior's mean and covariance: its first two moments are as good as the energy, its shape
+    is not that of the posterior, which may have several modes or bounds.
 
     Args:
         energy: The energy phi.
@@ -195,7 +178,7 @@ def posterior_distribution(
             batches of images take `posterior_mean` and the like, which go by chunks.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y holds no floats.
         ValueError: If y does not end in the event shape.
 
     Example:
@@ -208,13 +191,8 @@ def posterior_distribution(
         (3, 1)
     """
     y = in_dtype_of(energy, _checked(energy, y, 1))
-    if isinstance(energy, MixtureEnergy):
-        return MixturePosterior(energy, y)
-    flat = y.reshape(-1, *energy.event_shape)
-    batch = y.shape[: y.ndim - len(energy.event_shape)]
-    covariances = _covariances(energy, flat)
-    covariances = covariances.reshape(*batch, *covariances.shape[1:])
-    return GaussianPosterior(_means(energy, flat).reshape(y.shape), covariances)
+    batch = check_events("y", y, energy.event_shape)
+    return PosteriorDistribution(stacked(energy.posterior, batch, y))
 
 
 def credible_interval(
@@ -252,15 +230,8 @@ def credible_interval(
         >>> print(f"{lower[0]:.2f} to {upper[0]:.2f}")  # 1 -+ 1.645 sqrt(1/2)
         -0.16 to 2.16
     """
-    check_positive("probability", probability, 1.0)
-    check_energy(energy)
-    if isinstance(energy, MixtureEnergy):
-        ends = partial(_intervals, probability=probability)
-        return _over(ends, energy, y, chunk_size, progress_bar)
-    mean = posterior_mean(energy, y, chunk_size=chunk_size, progress_bar=progress_bar)
-    std = posterior_std(energy, y, chunk_size=chunk_size, progress_bar=progress_bar)
-    reach = ndtri(jnp.asarray((1 + probability) / 2, mean.dtype)) * std
-    return mean - reach, mean + reach
+    probability = check_positive("probability", probability, 1.0)
+    return _over(_interval, energy, y, chunk_size, progress_bar, probability)
 
 
 class PosteriorComponents(NamedTuple):
@@ -328,8 +299,7 @@ def posterior_components(
     y = _checked(energy, y, chunk_size)
     d = int(np.prod(energy.event_shape))
     num_components = check_count("num_components", num_components)
-    if num_components > d:
-        raise ValueError(f"num_components must be at most d = {d}, got {num_components}")
+    require(num_components <= d, f"num_components must be at most d = {d}, got {num_components}")
     max_iterations = check_count("max_iterations", max_iterations)
     tolerance = check_positive("tolerance", tolerance)
     batch = check_events("y", y, energy.event_shape)
@@ -362,7 +332,7 @@ def _components(energy, y, num_components, tolerance, max_iterations):
         return values, basis, image, errors / largest
 
     def one(y):
-        product = covariance_product(energy, y)
+        product = energy.posterior(y).product
         times = jax.vmap(lambda v: product(v.reshape(y.shape)).reshape(-1), 1, 1)
 
         def step(state):
@@ -423,14 +393,38 @@ def local_false_sign_rate(
     return _over(_lfsr, energy, y, chunk_size, progress_bar)
 
 
-def _over(fn, energy, y, chunk_size, progress_bar, shape=None):
-    """fn(energy, chunk) over any batch; each result has y's shape, or `shape` behind the batch."""
+def _jump(energy, y):
+    return energy.denoise(y)
+
+
+def _std(energy, y):
+    return energy.posterior(y).std
+
+
+def _variance(energy, y):
+    return energy.posterior(y).variance
+
+
+def _covariance(energy, y):
+    return energy.posterior(y).covariance
+
+
+def _lfsr(energy, y):
+    return energy.posterior(y).lfsr
+
+
+def _interval(energy, y, probability):
+    return energy.posterior(y).interval(probability)
+
+
+def _over(ask, energy, y, chunk_size, progress_bar, *arguments):
+    """ask(energy, y, *arguments) of each y, over any batch."""
     y = _checked(energy, y, chunk_size)
+    batch = check_events("y", y, energy.event_shape)
     flat = y.reshape(-1, *energy.event_shape)
-    each = lambda y: fn(energy, in_dtype_of(energy, y))  # noqa: E731
+    each = lambda y: _asked(ask, energy, in_dtype_of(energy, y), arguments)  # noqa: E731
     out = in_chunks(each, (flat,), chunk_size, progress_bar)
-    shape = y.shape if shape is None else (*check_events("y", y, energy.event_shape), *shape)
-    return jax.tree.map(lambda a: a.reshape(shape), out)
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), out)
 
 
 def _checked(energy, y, chunk_size):
@@ -443,53 +437,10 @@ def _checked(energy, y, chunk_size):
 
 
 @eqx.filter_jit
-def _means(energy, y):
-    return jax.vmap(energy.denoise)(y)
-
-
-@eqx.filter_jit
-def _variances(energy, y):
-    if isinstance(energy, MixtureEnergy):
-        return MixturePosterior(energy, y).variance
-
-    def one(y):
-        product, size = covariance_product(energy, y), y.size
-
-        def along(i):
-            direction = jax.nn.one_hot(i, size, dtype=y.dtype).reshape(y.shape)
-            return product(direction).reshape(-1)[i]
-
-        return jax.lax.map(along, jnp.arange(size), batch_size=_PRODUCTS).reshape(y.shape)
-
-    return jax.vmap(one)(y)
-
-
-@eqx.filter_jit
-def _covariances(energy, y):
-    if isinstance(energy, MixtureEnergy):
-        return MixturePosterior(energy, y).covariance_matrix
-
-    def one(y):
-        product = covariance_product(energy, y)
-        row = lambda v: product(v.reshape(y.shape)).reshape(-1)  # noqa: E731
-        matrix = jax.lax.map(row, jnp.eye(y.size, dtype=y.dtype), batch_size=_PRODUCTS)
-        return (matrix + matrix.T) / 2
-
-    return jax.vmap(one)(y)
-
-
-@eqx.filter_jit
-def _intervals(energy, y, probability):
-    return MixturePosterior(energy, y).interval(probability)
-
-
-@eqx.filter_jit
-def _lfsr(energy, y):
-    if isinstance(energy, MixtureEnergy):
-        return MixturePosterior(energy, y).lfsr
-    std = jnp.sqrt(jnp.maximum(_variances(energy, y), jnp.finfo(y.dtype).tiny))
-    return jax.scipy.special.ndtr(-jnp.abs(_means(energy, y)) / std)
-
-
-# How many Jacobian-vector products are made at once for each observation.
-_PRODUCTS = 16
+def _asked(ask, energy, y, arguments):
+    one = lambda y: ask(energy, y, *arguments)  # noqa: E731
+    if ask is _jump:
+        return jax.vmap(one)(y)
+    event = jax.ShapeDtypeStruct(energy.event_shape, y.dtype)
+    posterior = eqx.filter_eval_shape(lambda y: energy.posterior(y), event)
+    return in_parts(one, (y,), at_once(posterior))

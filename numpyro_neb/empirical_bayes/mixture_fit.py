@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -18,9 +19,10 @@ from numpyro_neb._internal.checks import (
     check_reals,
     check_squares,
 )
+from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
 from numpyro_neb.empirical_bayes.normal_kernel import NormalKernel
-from numpyro_neb.empirical_bayes.posteriors import MixturePosterior
 from numpyro_neb.energies.mixture import MixtureEnergy
+from numpyro_neb.posteriors.mixture import MixturePosterior
 
 _NUM_CHAINS = 4  # of ArviZ data
 
@@ -33,7 +35,7 @@ class MixtureFit:
     observations is computed in float64, on the host.
 
     Attributes:
-        energy: The fitted mixture of point masses; at the median of `sigma` where that differs.
+        energy: The fitted mixture of point masses; at the median of `sigma` if it differs.
         y: The observations, of shape (n, *event_shape).
         sigma: The noise of each, of shape (n,).
         locs: Where the point masses are, of shape (K, *event_shape).
@@ -98,10 +100,11 @@ class MixtureFit:
         return NormalKernel(flat(self.y), self.sigma, flat(self.locs))
 
     @property
-    def posterior(self) -> MixturePosterior:
+    def posterior(self) -> PosteriorDistribution:
         """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`."""
         y, sigma = jnp.asarray(self.y, float), jnp.asarray(self.sigma, float)
-        return MixturePosterior(self.energy, y, sigma)
+        make = eqx.Partial(MixturePosterior, self.energy.components)
+        return PosteriorDistribution(stacked(make, sigma.shape, sigma, y))
 
     def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
         """What the fitted law says of other observations.

@@ -4,17 +4,26 @@ Everything after training sees only an `AbstractEnergy`: a learned network, an e
 custom module are interchangeable.
 """
 
-from numpyro_neb.energies.base import AbstractEnergy, Frozen, initial_position, trainable
+from numpyro_neb.energies.base import (
+    AbstractEnergy,
+    AbstractEnergyFamily,
+    Frozen,
+    NonTrainable,
+    initial_position,
+    trainable,
+)
 from numpyro_neb.energies.conditional import ConditionalEnergy
 from numpyro_neb.energies.mixture import MixtureEnergy
 from numpyro_neb.energies.network import NetworkEnergy, ResidualEnergy
 
 __all__ = [
     "AbstractEnergy",
+    "AbstractEnergyFamily",
     "ConditionalEnergy",
     "Frozen",
     "MixtureEnergy",
     "NetworkEnergy",
+    "NonTrainable",
     "ResidualEnergy",
     "initial_position",
     "trainable",

@@ -1,36 +1,36 @@
 """An energy phi(y), with f(y) proportional to exp(-phi(y)) the density of the smoothed signal."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from numpyro_neb._internal.checks import (
-    as_jax,
-    check_floats,
     check_network,
+    check_positive,
     check_reals,
     check_sizes,
     finite,
     kind,
-    positive,
-    positive_scalar,
+    require,
 )
+from numpyro_neb._internal.events import as_event
+from numpyro_neb._internal.final import AbstractOrFinal
 from numpyro_neb._internal.named_functions import Picklable
+from numpyro_neb.posteriors.base import AbstractPosterior
+from numpyro_neb.posteriors.linearised import LinearisedPosterior
 
-_BUFFERS = ("sigma", "loc", "scale")
 
-
-class AbstractEnergy(Picklable):
+class AbstractEnergy(Picklable, AbstractOrFinal):
     r"""The energy phi of the smoothed signal Y = X + N(0, sigma^2 I), f(y) ∝ exp(-phi(y)).
 
     A subclass has four fields and one method, `__call__(y) -> scalar`. It takes one unbatched `y`
-    of shape `event_shape`; batch with `jax.vmap`. phi matters up to an additive constant only.
+    of shape `event_shape`; batch with `jax.vmap`. phi matters up to an additive constant only. That
+    its value is a scalar is checked once, at construction.
 
     Attributes:
         sigma: The noise's standard deviation (never the variance), a scalar array.
@@ -38,14 +38,15 @@ class AbstractEnergy(Picklable):
         loc: The mean of X, a scalar or of shape `event_shape`.
         scale: The standard deviation of X, a scalar or of shape `event_shape`. With `loc` it gives
             the Gaussian that chains start from, N(loc, scale^2 + sigma^2).
-
-    `sigma`, `loc` and `scale` are buffers: `fit` never trains them (see `trainable`).
+        buffers: Names of the fields that `fit` never trains (see `trainable`): `sigma`, `loc` and
+            `scale`, unless a subclass that trains one of them says otherwise.
+        one_level: True: an energy is at one noise level, a family at many.
 
     Reference:
         Saremi and Hyvarinen, Neural Empirical Bayes, JMLR 20 (2019), section 2.
 
     Example:
-        An energy of one's own, a Gaussian's:
+        A custom Gaussian energy:
 
         >>> import equinox as eqx, jax, jax.numpy as jnp, numpyro_neb as neb
         >>> class GaussianEnergy(neb.AbstractEnergy):
@@ -66,6 +67,14 @@ class AbstractEnergy(Picklable):
     loc: eqx.AbstractVar[Float[Array, "..."]]
     scale: eqx.AbstractVar[Float[Array, "..."]]
 
+    buffers: ClassVar[tuple[str, ...]] = ("sigma", "loc", "scale")
+    one_level: ClassVar[bool] = True
+
+    def __check_init__(self):
+        # In its own precision: a float32 network need not take float64.
+        dtype = jnp.result_type(self.sigma)
+        check_network("energy", self, self.event_shape, (), dtype, ": its value is a scalar")
+
     @abc.abstractmethod
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y), a scalar, known up to a constant.
@@ -76,7 +85,7 @@ class AbstractEnergy(Picklable):
 
     def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """-grad phi(y), close to grad log f(y), of shape `event_shape`."""
-        y = check_event(y, self.event_shape)
+        y = as_event(y, self.event_shape)
         return -jax.grad(self)(y)
 
     def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
@@ -85,29 +94,69 @@ class AbstractEnergy(Picklable):
         Reference:
             Robbins 1956; Miyasawa 1961; NEB equation 3.
         """
-        y = check_event(y, self.event_shape)
+        y = as_event(y, self.event_shape)
         return y + self.sigma**2 * self.score(y)
 
+    def posterior(self, y: Float[Array, "*event"]) -> AbstractPosterior:
+        """The law of X given Y=y: the Gaussian with its mean and covariance, unless exact.
 
-class AbstractEnergyFamily(Picklable):
+        Its first two moments are as good as the energy; its shape is not that of the posterior,
+        which may have several modes or bounds. A `MixtureEnergy` gives the exact one.
+        """
+        y = as_event(y, self.event_shape)
+        return LinearisedPosterior(self.denoise, self.sigma, y)
+
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Exact, independent draws of Y, of shape (*shape, *event_shape), if there is a way.
+
+        Raises:
+            NotImplementedError: If the energy has no exact sampler, as learned ones have not: then
+                `SmoothedDensity.sample` walks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no exact sampler: walk on it")
+
+    def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The noise level for each of some numbers in [0, 1): always sigma."""
+        return jnp.full_like(u, self.sigma)
+
+    def unchecked_at(self, sigma: Float[Array, ""]) -> "AbstractEnergy":
+        """The energy at one of its `levels`: itself."""
+        del sigma
+        return self
+
+
+class AbstractEnergyFamily(Picklable, AbstractOrFinal):
     """Energies of one law of X at a range of noise levels.
 
     Attributes:
         event_shape: The shape of one y, of any rank.
         loc: The mean of X, a scalar or of shape `event_shape`.
         scale: The standard deviation of X, a scalar or of shape `event_shape`.
+        buffers: Names of the fields that `fit` never trains.
+        one_level: False.
     """
 
     event_shape: eqx.AbstractVar[tuple[int, ...]]
     loc: eqx.AbstractVar[Float[Array, "..."]]
     scale: eqx.AbstractVar[Float[Array, "..."]]
 
+    buffers: ClassVar[tuple[str, ...]] = ("loc", "scale")
+    one_level: ClassVar[bool] = False
+
     @abc.abstractmethod
     def at(self, sigma: ArrayLike) -> AbstractEnergy:
         """The energy at one noise level."""
 
+    @abc.abstractmethod
+    def unchecked_at(self, sigma: Float[Array, ""]) -> AbstractEnergy:
+        """`at`, for a sigma that is known to be in the range."""
 
-class Frozen(eqx.Module):
+    @abc.abstractmethod
+    def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The noise level for each of some numbers in [0, 1), spread evenly over the range."""
+
+
+class NonTrainable(eqx.Module):
     """Arrays that `fit` never trains, and that no weight decay shrinks.
 
     Attributes:
@@ -117,8 +166,11 @@ class Frozen(eqx.Module):
     value: PyTree
 
 
+Frozen = NonTrainable  # its name in 0.1.0
+
+
 def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
-    """The filter of what `fit` trains: every inexact array but sigma, loc, scale and the `Frozen`.
+    """The filter of what `fit` trains: every inexact array but buffers and `NonTrainable`.
 
     Args:
         energy: The energy; energies inside it keep their own buffers.
@@ -127,7 +179,7 @@ def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
         A pytree of booleans with the structure of `energy`, for `equinox.partition`.
 
     Example:
-        A training loop of one's own, in which weight decay can't shrink sigma either:
+        In your own training loop weight decay can't shrink sigma either:
 
         >>> import equinox as eqx, jax, numpyro_neb as neb
         >>> mlp = eqx.nn.MLP(2, 2, width_size=8, depth=2, key=jax.random.key(0))
@@ -137,15 +189,18 @@ def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
         True
     """
 
+    buffers = getattr(energy, "buffers", ())
+
     def mark(path, leaf):
-        if isinstance(leaf, AbstractEnergy):
+        if isinstance(leaf, AbstractEnergy | AbstractEnergyFamily):
             return trainable(leaf)
-        if isinstance(leaf, Frozen):
+        if isinstance(leaf, NonTrainable):
             return jax.tree.map(lambda _: False, leaf)
-        return eqx.is_inexact_array(leaf) and getattr(path[0], "name", None) not in _BUFFERS
+        return eqx.is_inexact_array(leaf) and getattr(path[0], "name", None) not in buffers
 
     def inner(node):
-        return isinstance(node, AbstractEnergy | Frozen) and node is not energy
+        own = isinstance(node, AbstractEnergy | AbstractEnergyFamily | NonTrainable)
+        return own and node is not energy
 
     return jax.tree_util.tree_map_with_path(mark, energy, is_leaf=inner)
 
@@ -166,68 +221,26 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
 
 
 def check_energy(energy: Any, *, conditional: bool = False) -> None:
-    """Raises an error unless `energy` is an `AbstractEnergy` whose value is a scalar.
+    """Raises a TypeError, which says how to wrap a network or function, unless given an energy.
 
     Args:
         energy: One energy, or several stacked along leading dimensions of their arrays.
         conditional: Whether an `AbstractEnergyFamily` will do as well.
-
-    Raises:
-        TypeError: If it is no energy: the message says how to wrap a network or function.
-        ValueError: If its value is no scalar float. Nothing is computed to find that out.
     """
+    wanted = f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}"
     if isinstance(energy, AbstractEnergyFamily):
-        if conditional:
-            return
-        raise TypeError(
-            f"energy must be one at one noise level, got a {type(energy).__name__}:"
-            " use energy.at(sigma)"
-        )
-    if isinstance(getattr(energy, "energy", None), AbstractEnergy):
-        raise TypeError(
-            f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}: give its .energy"
-        )
-    if isinstance(energy, type) or not isinstance(energy, AbstractEnergy):
-        raise TypeError(
-            f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}: wrap a network or"
-            " function"
-            " that returns a scalar as NetworkEnergy(network, sigma, event_shape), and one that"
-            " returns an array of the event shape as ResidualEnergy(network, sigma, event_shape)"
-        )
-    # Of the package's own it is known from their constructors.
-    if type(energy).__module__.partition(".")[0] != "numpyro_neb":
-        stack = len(jnp.shape(energy.sigma))
-        one = jax.tree.map(lambda leaf: _without(leaf, stack), energy)
-        # In its own precision: a float32 network need not take float64.
-        hint, dtype = ": its value is a scalar", one.sigma.dtype
-        check_network("energy", one, energy.event_shape, (), dtype, hint)
-
-
-def _without(leaf, stack):
-    """The shape of an array without so many leading dimensions."""
-    if not eqx.is_array(leaf):
-        return leaf
-    return jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype)
-
-
-def check_event(y: Any, event_shape: tuple[int, ...]) -> Float[Array, "*event"]:
-    """`y` as an array; raises an error where it is not one unbatched event of floats."""
-    array = as_jax(check_floats("y", y))
-    if array.shape != event_shape:
-        raise ValueError(
-            f"y must have the event shape {event_shape}, got {array.shape};"
-            " an energy takes one y: batch with jax.vmap"
-        )
-    return array
-
-
-def in_dtype_of(
-    energy: "AbstractEnergy | AbstractEnergyFamily", y: Array | np.ndarray
-) -> Float[Array, "..."]:
-    """Data in the dtype in which the energy answers: float16 data are computed in the energy's."""
-    y, sigma = jnp.asarray(y), getattr(energy, "sigma", energy.loc)
-    # Not result_type of both: sigma = jnp.asarray(0.5) is weakly typed, and would give way.
-    return y.astype(jnp.promote_types(y.dtype, jnp.result_type(sigma)))
+        at = f"energy must be one at one noise level, got a {kind(energy)}: use energy.at(sigma)"
+        require(conditional, at, TypeError)
+        return
+    has_one = isinstance(getattr(energy, "energy", None), AbstractEnergy)
+    require(not has_one, f"{wanted}: give its .energy", TypeError)
+    require(
+        isinstance(energy, AbstractEnergy),
+        f"{wanted}: wrap a network or function that returns a scalar as"
+        " NetworkEnergy(network, sigma, event_shape), and one that returns an array of the event"
+        " shape as ResidualEnergy(network, sigma, event_shape)",
+        TypeError,
+    )
 
 
 def checked_buffers(
@@ -237,13 +250,15 @@ def checked_buffers(
     event_shape = check_sizes("event_shape", event_shape)
     for name, value in (("loc", loc), ("scale", scale)):
         shape = check_reals(name, value).shape
-        if shape not in ((), event_shape):
-            raise ValueError(
-                f"{name} must be a scalar or of the event shape {event_shape}, got shape {shape}"
-            )
-    buffers = positive_scalar("sigma", sigma), finite("loc", loc), positive("scale", scale)
+        wanted = f"a scalar or of the event shape {event_shape}"
+        require(shape in ((), event_shape), f"{name} must be {wanted}, got shape {shape}")
     # Those of a float32 energy, of a file say, stay so where x64 makes float64 JAX's default.
-    if all(getattr(value, "dtype", None) == jnp.float32 for value in (sigma, loc, scale)):
-        buffers = [buffer.astype(jnp.float32) for buffer in buffers]
-    sigma, loc, scale = buffers
+    narrow = all(getattr(value, "dtype", None) == jnp.float32 for value in (sigma, loc, scale))
+    dtype = jnp.float32 if narrow else float
+    buffers = (
+        check_positive("sigma", sigma),
+        finite("loc", loc),
+        check_positive("scale", scale, scalar=False),
+    )
+    sigma, loc, scale = (jnp.asarray(buffer, dtype) for buffer in buffers)
     return sigma, event_shape, loc, scale

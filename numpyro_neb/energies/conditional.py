@@ -1,7 +1,7 @@
 """One network for a range of noise levels."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from jaxtyping import Array, Float
 
 from numpyro_neb._internal.checks import (
     Numbers,
-    check_function,
     check_network,
+    check_positive,
     check_reals,
-    positive_scalar,
+    check_type,
+    require,
 )
 from numpyro_neb._internal.configurations import MODULE, NUMBERS, SHAPE, Values, configured
-from numpyro_neb.energies.base import AbstractEnergyFamily, Frozen, checked_buffers
+from numpyro_neb.energies.base import AbstractEnergyFamily, NonTrainable, checked_buffers
 from numpyro_neb.energies.network import ResidualEnergy
 
 
@@ -27,6 +28,7 @@ from numpyro_neb.energies.network import ResidualEnergy
     {"event_shape": SHAPE, "sigma_range": NUMBERS, "network": MODULE},
     arrays={"loc": Values.FINITE, "scale": Values.POSITIVE},
 )
+@final
 class ConditionalEnergy(AbstractEnergyFamily):
     r"""One network for a range of noise levels: `at(sigma)` is the energy at one of them.
 
@@ -75,8 +77,8 @@ class ConditionalEnergy(AbstractEnergyFamily):
         scale: Numbers = 1.0,
     ):
         ends = np.asarray(check_reals("sigma_range", sigma_range))
-        if ends.shape != (2,) or not 0 < ends[0] < ends[1] < np.inf:
-            raise ValueError(f"sigma_range must be two rising, positive numbers, got {sigma_range}")
+        rising = ends.shape == (2,) and 0 < ends[0] < ends[1] < np.inf
+        require(rising, f"sigma_range must be two rising, positive numbers, got {sigma_range}")
         low, high = map(float, ends)
         self.network, self.sigma_range = network, (low, high)
         _, self.event_shape, self.loc, self.scale = checked_buffers(high, event_shape, loc, scale)
@@ -85,7 +87,7 @@ class ConditionalEnergy(AbstractEnergyFamily):
         shape, dtype = self.event_shape, self.loc.dtype
         t = jnp.zeros((), dtype)
         network = lambda y: self.network(y, t)  # noqa: E731
-        check_function("network", self.network)
+        check_type("network", self.network, Callable, "callable")
         check_network("network", network, shape, shape, dtype)
 
     def at(self, sigma: ArrayLike) -> ResidualEnergy:
@@ -98,12 +100,12 @@ class ConditionalEnergy(AbstractEnergyFamily):
             ValueError: If sigma is outside `sigma_range`, where the network knows nothing.
         """
         low, high = self.sigma_range
-        level: Any = positive_scalar("sigma", sigma)
+        level: Any = jnp.asarray(check_positive("sigma", sigma), float)
         slack = 1e-6  # a float32 of the range's own ends lies in it
         outside = (level < low * (1 - slack)) | (level > high * (1 + slack))
         message = f"sigma must be in sigma_range = ({low:g}, {high:g})"
-        if not isinstance(level, Tracer) and outside:
-            raise ValueError(f"{message}, got {level:g}")
+        if not isinstance(level, Tracer):
+            require(not outside, f"{message}, got {level:g}")
         return self.unchecked_at(eqx.error_if(level, outside, message))
 
     def unchecked_at(self, sigma: Float[Array, ""]) -> ResidualEnergy:
@@ -111,12 +113,17 @@ class ConditionalEnergy(AbstractEnergyFamily):
         # In the energy's own precision: a float32 network, of a file say, need not take float64.
         low, high, sigma = *self.sigma_range, sigma.astype(self.loc.dtype)
         t = 2 * (jnp.log(sigma) - jnp.log(low)) / (jnp.log(high) - jnp.log(low)) - 1
-        network = AtLevel(self.network, Frozen(t))
+        network = AtLevel(self.network, NonTrainable(t))
         return ResidualEnergy(network, sigma, self.event_shape, self.loc, self.scale)
+
+    def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The noise level for each of some numbers in [0, 1), log-uniform over `sigma_range`."""
+        low, high = np.log(self.sigma_range)
+        return jnp.exp(low + (high - low) * u)
 
 
 def _at_some_level(network: Callable, **_: Any) -> "AtLevel":
-    return AtLevel(network, Frozen(jnp.zeros(())))
+    return AtLevel(network, NonTrainable(jnp.zeros(())))
 
 
 @configured(
@@ -134,7 +141,7 @@ class AtLevel(eqx.Module):
     """
 
     network: Callable
-    level: Frozen
+    level: NonTrainable
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """network(y, t)."""

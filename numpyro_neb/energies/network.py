@@ -1,25 +1,24 @@
 """Energies that a network learns, at one noise level."""
 
 from collections.abc import Callable
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_neb._internal.checks import (
-    Numbers,
-    check_function,
-    check_network,
-)
+from numpyro_neb._internal.checks import Numbers, check_network, check_type
 from numpyro_neb._internal.configurations import MODULE, SHAPE, Values, configured
-from numpyro_neb.energies.base import AbstractEnergy, check_event, checked_buffers
+from numpyro_neb._internal.events import as_event
+from numpyro_neb.energies.base import AbstractEnergy, checked_buffers
 
 _WORDS = {"event_shape": SHAPE, "network": MODULE}
 _ARRAYS = {"sigma": Values.POSITIVE, "loc": Values.FINITE, "scale": Values.POSITIVE}
 
 
 @configured("NetworkEnergy", _WORDS, arrays=_ARRAYS)
+@final
 class NetworkEnergy(AbstractEnergy):
     r"""DEEN as published: phi(y) = network((y - loc) / scale), the network's scalar.
 
@@ -68,16 +67,17 @@ class NetworkEnergy(AbstractEnergy):
 
     def __check_init__(self):
         hint = "; eqx.nn.MLP gives a scalar with out_size='scalar'"
-        check_function("network", self.network)
+        check_type("network", self.network, Callable, "callable")
         check_network("network", self.network, self.event_shape, (), self.sigma.dtype, hint)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = network((y - loc) / scale)."""
-        y = check_event(y, self.event_shape)
+        y = as_event(y, self.event_shape)
         return self.network((y - self.loc) / self.scale)
 
 
 @configured("ResidualEnergy", _WORDS, arrays=_ARRAYS)
+@final
 class ResidualEnergy(AbstractEnergy):
     r"""phi(y) = norm(y - r(y))^2 / (2 sigma^2), r(y) = loc + scale network((y - loc) / scale).
 
@@ -132,13 +132,13 @@ class ResidualEnergy(AbstractEnergy):
         )
 
     def __check_init__(self):
-        check_function("network", self.network)
+        check_type("network", self.network, Callable, "callable")
         shape = self.event_shape
         check_network("network", self.network, shape, shape, self.sigma.dtype)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y) = norm(y - r(y))^2 / (2 sigma^2)."""
-        y = check_event(y, self.event_shape)
+        y = as_event(y, self.event_shape)
         # In standard units y - r(y) = scale (z - network(z)).
         z = (y - self.loc) / self.scale
         return jnp.sum((self.scale * (z - self.network(z))) ** 2) / (2 * self.sigma**2)

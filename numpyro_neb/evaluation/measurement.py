@@ -12,17 +12,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from tqdm.auto import tqdm
 
-from numpyro_neb._internal.checks import check_count, check_finite, check_key, kind
-from numpyro_neb.empirical_bayes.functions import log_normalizer, posterior_distribution
-from numpyro_neb.empirical_bayes.posteriors import covariance_product
-from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of
+from numpyro_neb._internal.checks import (
+    check_count,
+    check_counts,
+    check_finite,
+    check_key,
+    require,
+)
+from numpyro_neb._internal.events import check_rows, in_dtype_of
+from numpyro_neb.empirical_bayes import log_normalizer, posterior_distribution
+from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.evaluation.baselines import Judged, Look, Seen, baselines, squares, standard_error
 from numpyro_neb.evaluation.prototypes import prototypes_of, shares
 from numpyro_neb.evaluation.two_sample import paired_test
 from numpyro_neb.evaluation.verdicts import Evaluation
-from numpyro_neb.integrators.base import AbstractIntegrator, Target, walk
+from numpyro_neb.integrators.base import AbstractIntegrator, Target, check_integrator, walk
 from numpyro_neb.integrators.underdamped import BAOAB
-from numpyro_neb.training.minibatches import check_shape
 
 
 def evaluate(
@@ -111,18 +116,16 @@ def evaluate(
     _check_energy(energy)
     check_key(key)
     _check_integrator(integrator)
-    num_steps = check_count("num_steps", num_steps)
-    num_swaps = check_count("num_swaps", num_swaps)
+    num_steps, num_swaps, chunk_size = check_counts(
+        num_steps=num_steps, num_swaps=num_swaps, chunk_size=chunk_size
+    )
     num_pairs = check_count("num_pairs", num_pairs, _FEWEST)
-    chunk_size = check_count("chunk_size", chunk_size)
-    settings = {
-        "num_particles": check_count("num_particles", num_particles, 2),
-        "num_temperatures": check_count("num_temperatures", num_temperatures, 2),
-    }
+    settings = {"num_particles": num_particles, "num_temperatures": num_temperatures}
+    check_counts(2, **settings)
     shape, rng = energy.event_shape, np.random.default_rng(_seed(key))
     x = _chosen("held_out", held_out, shape, num_pairs, rng)
-    if len(x) < _FEWEST:
-        raise ValueError(f"held_out must hold at least {_FEWEST} examples, got {len(x)}")
+    few = f"held_out must hold at least {_FEWEST} examples, got {len(x)}"
+    require(len(x) >= _FEWEST, few)
     if train is not None:
         train = _chosen("train", train, shape, max(1, _MOST_NUMBERS // prod(shape)), rng)
     key_noise, key_z, key_walk, key_draws = jax.random.split(key, 4)
@@ -185,24 +188,21 @@ def _seed(key):
 
 def _check_energy(energy):
     check_energy(energy)
-    if jnp.ndim(energy.sigma) != 0:
-        raise ValueError(
-            "energy must be a single one, with a scalar sigma, got a stack of shape"
-            f" {jnp.shape(energy.sigma)}: take its energies one by one"
-        )
+    stack = jnp.shape(energy.sigma)
+    require(
+        stack == (),
+        f"energy must be a single one, with a scalar sigma, got a stack of shape {stack}:"
+        " take its energies one by one",
+    )
 
 
 def _check_integrator(integrator):
-    if not isinstance(integrator, AbstractIntegrator):
-        raise TypeError(
-            "integrator must be one of numpyro_neb.integrators, as in BAOAB(),"
-            f" got {kind(integrator)}"
-        )
-    if getattr(integrator, "initial_velocity", "gaussian") != "gaussian":
-        raise ValueError(
-            "integrator must start with velocities of its own law, initial_velocity='gaussian',"
-            " got 'zero'"
-        )
+    check_integrator(integrator)
+    require(
+        getattr(integrator, "initial_velocity", "gaussian") == "gaussian",
+        "integrator must start with velocities of its own law, initial_velocity='gaussian',"
+        " got 'zero'",
+    )
 
 
 def _chosen(name, data, shape, most, rng):
@@ -210,7 +210,7 @@ def _chosen(name, data, shape, most, rng):
 
     The first of them are a random sample too, whatever the order of the data.
     """
-    data = check_shape(name, data, shape)
+    data = check_rows(name, data, shape)
     rows = rng.permutation(len(data))[:most]
     order = np.argsort(rows)
     chosen = np.empty((len(rows), *shape), data.dtype)
@@ -421,7 +421,7 @@ def _negative_share(energy, y, key):
     d = prod(energy.event_shape)
 
     def one(y, key):
-        product = covariance_product(energy, y)
+        product = energy.posterior(y).product
 
         def variance(i):
             unit = jax.nn.one_hot(i, d, dtype=y.dtype).reshape(y.shape)

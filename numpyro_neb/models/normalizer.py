@@ -94,10 +94,8 @@ def log_normalizer(
         A mixture's energy is normalised; 5 more gives log Z = -5:
 
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
-        >>> class Lifted(neb.MixtureEnergy):
-        ...     def __call__(self, y):
-        ...         return super().__call__(y) + 5
-        >>> energy = Lifted(jnp.array([-3.0, 3.0]), sigma=1.0)
+        >>> exact = neb.MixtureEnergy(jnp.array([-3.0, 3.0]), sigma=1.0)
+        >>> energy = neb.NetworkEnergy(lambda z: exact(3 * z) + 5, 1.0, (), scale=3.0)
         >>> value, error = neb.empirical_bayes.log_normalizer(
         ...     energy, jax.random.key(0), num_temperatures=100, progress_bar=False)
         >>> print(f"{value:.1f}")

@@ -23,7 +23,6 @@ from numpyro_neb._internal.checks import (
     check_key,
 )
 from numpyro_neb.energies.base import AbstractEnergy, check_energy, initial_position
-from numpyro_neb.energies.mixture import MixtureEnergy
 from numpyro_neb.integrators.base import Target, walk
 from numpyro_neb.integrators.underdamped import BAOAB
 
@@ -35,7 +34,7 @@ class SmoothedDensity(Distribution):
     unknown constant, log Z, for a learned energy: right for a fixed energy under MCMC and SVI,
     wrong where the energy's own weights are trained or sampled through it.
 
-    `sample` is exact for a `MixtureEnergy`. Otherwise each draw is the end of a walk of its own
+    `sample` is exact if the energy's own is, as a `MixtureEnergy`'s. Otherwise each draw is the end of a walk of its own
     (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)): approximate, and only as good as
     that walk is long. `MCMC(WalkJumpKernel(energy))` shows with R-hat and ESS whether it is.
 
@@ -46,7 +45,7 @@ class SmoothedDensity(Distribution):
 
     Args:
         energy: The energy phi, or several of one structure, stacked.
-        num_steps: The length of the walk behind a draw from a learned energy.
+        num_steps: Steps of the walk behind a draw from a learned energy.
         validate_args: Whether NumPyro checks the values given to `log_prob`.
 
     Raises:
@@ -212,8 +211,10 @@ def _(density: _Expanded) -> Distribution:
 
 
 def _draw(energy, key, shape, num_steps):
-    if isinstance(energy, MixtureEnergy):
+    try:
         return energy.sample(key, shape)
+    except NotImplementedError:
+        pass  # no exact sampler
     keys = jax.random.split(key, prod(shape))
     y = jax.vmap(lambda key: _walked(energy, key, num_steps))(keys)
     return y.reshape(*shape, *energy.event_shape)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from numpyro_neb._internal.checks import kind
 from numpyro_neb._internal.named_functions import find_function, function_name
-from numpyro_neb.energies.base import Frozen
+from numpyro_neb.energies.base import NonTrainable
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class _FlaxNetwork(eqx.Module):
     params: PyTree
-    rest: Frozen
+    rest: NonTrainable
 
     def __getstate__(self) -> bytes:
         # A module's activations are no leaves, so an energy can't see to their pickling.
@@ -104,7 +104,7 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     params = _stored("module", params)
     _check_initialised("module", params)
-    return NNXNetwork(params, Frozen(_stored("module", rest)), graphdef)
+    return NNXNetwork(params, NonTrainable(_stored("module", rest)), graphdef)
 
 
 def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNetwork:
@@ -150,7 +150,7 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
     rest = {name: value for name, value in variables.items() if name != "params"}
     params = _stored("variables", variables["params"])
     _check_initialised("variables", params)
-    return LinenNetwork(params, Frozen(_stored("variables", rest)), module.clone(parent=None))
+    return LinenNetwork(params, NonTrainable(_stored("variables", rest)), module.clone(parent=None))
 
 
 class _Key(eqx.Module):

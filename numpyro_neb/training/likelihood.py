@@ -5,15 +5,19 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb._internal.checks import check_count, check_key, check_number
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
-from numpyro_neb.energies.conditional import ConditionalEnergy
-from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState, walk
+from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily, check_energy
+from numpyro_neb.integrators.base import (
+    AbstractIntegrator,
+    Target,
+    WalkState,
+    check_integrator,
+    walk,
+)
 from numpyro_neb.integrators.underdamped import BAOAB
 from numpyro_neb.models.normalizer import annealed_log_weights
 from numpyro_neb.training.objectives import AbstractObjective, Batch, checked_batch, fixed_buffers
@@ -135,11 +139,7 @@ class MaximumLikelihood(AbstractObjective):
             raise ValueError(
                 f"denoising_weight must be at least 0 and finite, got {self.denoising_weight}"
             )
-        if not isinstance(self.integrator, AbstractIntegrator):
-            raise TypeError(
-                "integrator must be one of numpyro_neb.integrators, as in BAOAB(step_size=1.0),"
-                f" got {self.integrator!r}"
-            )
+        check_integrator(self.integrator)
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """Adam on a cosine schedule from 2e-4 to 0, of gradients clipped to a norm of 5."""
@@ -147,12 +147,11 @@ class MaximumLikelihood(AbstractObjective):
         return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
 
     def init(
-        self, energy: AbstractEnergy | ConditionalEnergy, key: PRNGKeyArray
+        self, energy: AbstractEnergy | AbstractEnergyFamily, key: PRNGKeyArray
     ) -> PersistentChains:
         """Chains that have yet to start: the first step puts them at its noisy data."""
         shape, dtype = energy.event_shape, energy.loc.dtype
         sigma = _levels(energy, self.num_chains, jax.random.uniform(key))
-        sigma = jnp.resize(sigma, (self.num_chains,))
         nowhere = jnp.full((self.num_chains, *shape), jnp.inf, dtype)
         start = lambda y: self.integrator.init(Target(jnp.sum), y, key)  # noqa: E731
         moving = jax.eval_shape(start, nowhere[0]).velocity is not None
@@ -166,7 +165,7 @@ class MaximumLikelihood(AbstractObjective):
 
     def __call__(
         self,
-        energy: AbstractEnergy | ConditionalEnergy,
+        energy: AbstractEnergy | AbstractEnergyFamily,
         x: Batch,
         key: PRNGKeyArray,
         state: PersistentChains,
@@ -189,7 +188,7 @@ class MaximumLikelihood(AbstractObjective):
 
     def validation_loss(
         self,
-        energy: AbstractEnergy | ConditionalEnergy,
+        energy: AbstractEnergy | AbstractEnergyFamily,
         x: Batch,
         key: PRNGKeyArray,
         state: PersistentChains,
@@ -198,11 +197,11 @@ class MaximumLikelihood(AbstractObjective):
         energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
         del state
         key_data, key_normalizer = jax.random.split(key)
-        levels = _levels(energy, _VALIDATION_LEVELS, jnp.asarray(0.5))
+        levels = _levels(energy, 1 if energy.one_level else _VALIDATION_LEVELS, jnp.asarray(0.5))
 
         def at(sigma):
             _, phi, anchor, _ = _at_data(energy, x, key_data, sigma[None])
-            one = energy.unchecked_at(sigma) if isinstance(energy, ConditionalEnergy) else energy
+            one = energy.unchecked_at(sigma)
             counts = self.num_particles, self.num_temperatures
             log_weights = annealed_log_weights(one, key_normalizer, *counts)
             log_z = logsumexp(log_weights) - jnp.log(len(log_weights))
@@ -258,7 +257,7 @@ def _at_data(energy, x, key, sigma):
     # The levels of the chains, each as often as its chain counts: what phi adds at a level cancels.
     order = jax.random.permutation(key_level, len(sigma))[jnp.arange(len(x)) % len(sigma)]
     weights = jnp.full(len(sigma), 1 / len(sigma), sigma.dtype)
-    if isinstance(energy, ConditionalEnergy):
+    if not energy.one_level:
         weights = jnp.bincount(order, length=len(sigma)).astype(sigma.dtype) / len(x)
     levels = _column(sigma[order], x)
     y = x + levels * jax.random.normal(key_noise, x.shape, x.dtype)
@@ -269,20 +268,15 @@ def _at_data(energy, x, key, sigma):
 
 
 def _over_levels(fn, energy, sigma, *operands):
-    """fn(energy, *operands) for each of a batch; of a ConditionalEnergy, at a sigma each."""
-    if isinstance(energy, ConditionalEnergy):
-        at = lambda sigma, *operands: fn(energy.unchecked_at(sigma), *operands)  # noqa: E731
-        return jax.vmap(at)(sigma, *operands)
-    return jax.vmap(lambda *operands: fn(energy, *operands))(*operands)
+    """fn(energy, *operands) for each of a batch, at a sigma each."""
+    at = lambda sigma, *operands: fn(energy.unchecked_at(sigma), *operands)  # noqa: E731
+    return jax.vmap(at)(sigma, *operands)
 
 
 def _levels(energy, number, offset):
-    """Sigmas spread evenly over the logarithm of a range; the one sigma of a single level."""
-    if not isinstance(energy, ConditionalEnergy):
-        return energy.sigma[None].astype(energy.loc.dtype)
-    low, high = np.log(energy.sigma_range)
+    """So many noise levels, spread evenly over those of the energy."""
     places = (jnp.arange(number) + offset) / number
-    return jnp.exp(low + (high - low) * places).astype(energy.loc.dtype)
+    return energy.levels(places).astype(energy.loc.dtype)
 
 
 def _fresh(x, state, key):

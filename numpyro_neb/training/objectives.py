@@ -17,8 +17,13 @@ from numpyro_neb._internal.checks import (
     check_key,
     check_rows,
 )
-from numpyro_neb.energies.base import AbstractEnergy, check_energy, in_dtype_of, trainable
-from numpyro_neb.energies.conditional import ConditionalEnergy
+from numpyro_neb._internal.events import in_dtype_of
+from numpyro_neb.energies.base import (
+    AbstractEnergy,
+    AbstractEnergyFamily,
+    check_energy,
+    trainable,
+)
 from numpyro_neb.training.devices import digest
 
 Batch = Float[Array, "batch *event"] | Float[np.ndarray, "batch *event"]
@@ -47,7 +52,7 @@ class AbstractObjective(eqx.Module):
         """The optimiser that `fit` takes by default.
 
         Args:
-            num_steps: How many steps it will take.
+            num_steps: Steps of the training.
         """
 
     @abc.abstractmethod
@@ -112,7 +117,7 @@ def check_step(
 
 
 def denoising_loss(
-    energy: AbstractEnergy | ConditionalEnergy, x: Batch, key: PRNGKeyArray
+    energy: AbstractEnergy | AbstractEnergyFamily, x: Batch, key: PRNGKeyArray
 ) -> Float[Array, ""]:
     r"""The DEEN objective, E norm(x - x_hat(y))^2 with y = x + sigma eps.
 
@@ -149,17 +154,15 @@ def denoising_loss(
     check_energy(energy, conditional=True)
     check_key(key)
     energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
-    if isinstance(energy, ConditionalEnergy):
-        key, key_level = jax.random.split(key)
-        low, high = jnp.log(jnp.asarray(energy.sigma_range, x.dtype))
-        sigma = jnp.exp(jax.random.uniform(key_level, (len(x),), x.dtype, low, high))
-        noise = jax.random.normal(key, x.shape, x.dtype)
-        jump = lambda x, s, e: energy.unchecked_at(s).denoise(x + s * e)  # noqa: E731
-        errors = jax.vmap(lambda x, s, e: (x - jump(x, s, e)) / s)(x, sigma, noise)
-    else:
-        y = x + energy.sigma * jax.random.normal(key, x.shape, energy.sigma.dtype)
-        errors = x - jax.vmap(energy.denoise)(y)
-    return jnp.mean(jnp.sum(errors.reshape(len(x), -1) ** 2, axis=1))
+    key_noise, key_level = jax.random.split(key)
+    sigma = energy.levels(jax.random.uniform(key_level, (len(x),), x.dtype))
+    noise = jax.random.normal(key_noise, x.shape, x.dtype)
+
+    def error(x, sigma, noise):
+        difference = x - energy.unchecked_at(sigma).denoise(x + sigma * noise)
+        return jnp.sum((difference if energy.one_level else difference / sigma) ** 2)
+
+    return jnp.mean(jax.vmap(error)(x, sigma, noise))
 
 
 def sure_loss(
@@ -219,10 +222,11 @@ def sure_loss(
         probes = jax.random.rademacher(key, shape, y.dtype)
 
     def risk(y, probes):
-        jump, jacobian = jax.linearize(energy.denoise, y)
-        along = lambda v: jnp.vdot(v, jacobian(v))  # noqa: E731
-        divergence = jnp.mean(jax.vmap(along)(probes.reshape(-1, *y.shape)))
-        return jnp.sum((jump - y) ** 2) + energy.sigma**2 * (2 * divergence - size)
+        posterior = energy.posterior(y)
+        along = lambda v: jnp.vdot(v, posterior.product(v))  # noqa: E731
+        # sigma^2 div x_hat(y) is the trace of Cov(X given Y=y).
+        trace = jnp.mean(jax.vmap(along)(probes.reshape(-1, *y.shape)))
+        return jnp.sum((posterior.mean - y) ** 2) + 2 * trace - energy.sigma**2 * size
 
     return jnp.mean(jax.vmap(risk)(y, probes))
 

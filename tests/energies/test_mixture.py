@@ -7,7 +7,7 @@ import pytest
 import targets
 
 import numpyro_neb as neb
-from numpyro_neb.energies import mixture
+from numpyro_neb.posteriors import components
 
 RNG = np.random.default_rng(0)
 LOCS = RNG.normal(size=(6, 3)) * 2 + 5
@@ -118,14 +118,14 @@ def test_blocks_do_not_show(log_weights, covariances, x64, strict, monkeypatch):
 
     points = jnp.asarray(POINTS[::3])
     whole = jax.jit(jax.vmap(everything, (0, None)))(points, SIGMA)
-    monkeypatch.setattr(mixture, "_BLOCK", 4 if covariances is None else 12)
+    monkeypatch.setattr(components, "_BLOCK", 4 if covariances is None else 12)
     parts = jax.jit(jax.vmap(everything, (0, None)))(points, SIGMA)
     close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
     jax.tree.map(close, parts, whole)
 
 
 def test_blocks_where_the_first_ones_weigh_nothing(monkeypatch):
-    monkeypatch.setattr(mixture, "_BLOCK", 2)
+    monkeypatch.setattr(components, "_BLOCK", 2)
     log_weights = jnp.array([-jnp.inf, -jnp.inf, -jnp.inf, 0.0, -jnp.inf])
     energy = neb.MixtureEnergy(jnp.arange(5.0), 0.01, log_weights)
     np.testing.assert_allclose(energy.denoise(jnp.array(-100.0)), 3.0, rtol=1e-6)
@@ -138,13 +138,13 @@ def test_memory_is_that_of_a_block():
     energy, y = neb.MixtureEnergy(locs, SIGMA), jnp.zeros((500, 3))
     for fn in (energy.__call__, energy.score, energy.denoise, jax.grad(energy)):
         largest = max(np.prod(shape) for shape in targets.array_shapes(jax.vmap(fn), y))
-        assert largest <= mixture._BLOCK * len(y)
+        assert largest <= components._BLOCK * len(y)
     # With covariances, of which there are d x d numbers each, a d-th of a block.
     covariances = jnp.broadcast_to(jnp.eye(3), (10_000, 3, 3))
     energy = neb.MixtureEnergy(locs, SIGMA, None, covariances)
     for fn in (energy.__call__, energy.score, energy.denoise):
         largest = max(np.prod(shape) for shape in targets.array_shapes(jax.vmap(fn), y))
-        assert largest <= mixture._BLOCK * len(y)
+        assert largest <= components._BLOCK * len(y)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from targets import STANDARD_ERRORS, gaussian, within
+from targets import STANDARD_ERRORS, Wrapped, gaussian, within
 
 import numpyro_neb as neb
 from numpyro_neb import cli as command_line
@@ -22,11 +22,18 @@ KEY = jax.random.key(0)
 QUICK = {"progress_bar": False, "num_temperatures": 100, "num_particles": 200, "num_steps": 200}
 
 
-class Lifted(neb.MixtureEnergy):
+class Lifted(Wrapped):
     """Five nats above a normalised energy, so that log Z = -5."""
 
-    def __call__(self, y):
-        return super().__call__(y) + 5
+    def __init__(self, *args):
+        super().__init__(neb.MixtureEnergy(*args), five_more)
+
+    def posterior(self, y):
+        return self.inner.posterior(y)
+
+
+def five_more(y, phi):
+    return phi(y) + 5
 
 
 def two_modes(distance, share):
@@ -71,14 +78,15 @@ def test_a_right_energy_is_called_right(right):
 def test_log_likelihood_and_loss_against_the_formulas(right):
     truth = two_modes(3.5, 0.2)
     # Minus the entropy of Y, and the Bayes error, over a million draws of y.
-    y = truth.sample(jax.random.key(7), (200_000,))
+    y = truth.inner.sample(jax.random.key(7), (200_000,))
     log_f = 5 - np.asarray(jax.vmap(truth)(y), float)
     within(right.log_likelihood, log_f.mean(), right.sampling_error)
     assert right.sampling_error < 0.05
     within(right.log_normalizer, -5, right.log_likelihood_error)
     np.testing.assert_allclose(right.bits_per_dimension, -right.log_likelihood / 2 / np.log(2))
     # X is one of two points: Var(X given y) = distance^2 p (1 - p).
-    p = np.exp(np.asarray(jax.vmap(truth.log_responsibilities)(y), float))[:, 1]
+    responsibilities = lambda y: truth.inner.components.log_responsibilities(y, truth.sigma)  # noqa: E731
+    p = np.exp(np.asarray(jax.vmap(responsibilities)(y), float))[:, 1]
     within(right.denoising_loss, np.mean(3.5**2 * p * (1 - p)), right.denoising_loss_error)
     assert right.noise_loss == 2
     # The best line: x_1 has the variance v = 3.5^2 * .2 * .8, x_2 none.
@@ -178,17 +186,15 @@ def test_a_column_of_the_table_that_is_wrong():
     assert found.correlations_by_chance < 0.2
 
 
-class Steep(neb.MixtureEnergy):
+def steep(y, phi):
     """Right at the data, and too steep for any step beyond."""
-
-    def __call__(self, y):
-        return super().__call__(y) + 1e3 * jnp.sum(jnp.maximum(jnp.abs(y) - 3, 0) ** 4)
+    return phi(y) + 1e3 * jnp.sum(jnp.maximum(jnp.abs(y) - 3, 0) ** 4)
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
 def test_a_walk_that_diverges_is_counted(shift):
     x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32) + shift
-    energy = Steep(x, 0.5)
+    energy = Wrapped(neb.MixtureEnergy(x, 0.5), steep)
     found = neb.evaluate(energy, x, key=KEY, **QUICK)
     assert found.num_diverging > 0
     assert found.outcome == "wrong"
@@ -197,15 +203,12 @@ def test_a_walk_that_diverges_is_counted(shift):
 
 
 def test_negative_variances_are_counted():
-    class Ripples(neb.MixtureEnergy):
-        def __call__(self, y):  # Hess phi is above 1 / sigma^2 where the cosine is below zero
-            return super().__call__(y) + jnp.sum(jnp.cos(40 * y))
+    def ripples(y, phi):  # Hess phi is above 1 / sigma^2 where the cosine is below zero
+        return phi(y) + jnp.sum(jnp.cos(40 * y))
 
     x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
-    energy = Ripples(jnp.zeros((1, 2)), 0.5, covariances=jnp.eye(2)[None])
-    # A mixture's posterior is exact, whatever phi says: this one's comes from its Hessian.
-    bare = neb.NetworkEnergy(lambda y: energy(y), 0.5, (2,))
-    share = measurement._negative_share(bare, x, KEY)
+    energy = neb.MixtureEnergy(jnp.zeros((1, 2)), 0.5, covariances=jnp.eye(2)[None])
+    share = measurement._negative_share(Wrapped(energy, ripples), x, KEY)
     assert 0.3 < share < 0.7
     assert measurement._negative_share(energy, x, KEY) == 0
 

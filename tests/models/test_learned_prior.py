@@ -17,7 +17,7 @@ from scipy import stats
 
 import numpyro_neb as neb
 from benchmarks import learned_prior as digits_prior
-from numpyro_neb.models.prior import _FLOOR, _projected_root
+from numpyro_neb.posteriors.spreads import floor, projected_root
 
 NOISE = 0.4
 
@@ -262,7 +262,9 @@ def test_the_projection_is_counted():
     # What is left of that direction is the jump, and a share of sigma that stands for zero.
     jump = jax.vmap(energy.denoise)(draws["x_y"])
     apart = np.abs(np.asarray(draws["x"] - jump))[:, 0]
-    assert np.all(apart <= 1.01 * 0.5 * np.sqrt(_FLOOR) * np.abs(draws["x_eps"])[:, 0] + 1e-6)
+    # Cov / sigma^2 is -3 there.
+    least = floor(jnp.full(1, -3.0))
+    assert np.all(apart <= 1.01 * 0.5 * np.sqrt(least) * np.abs(draws["x_eps"])[:, 0] + 1e-6)
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [1.0, 0.3, 1e-3], [0.5, 0.5, -0.4]])
@@ -273,13 +275,13 @@ def test_root_and_its_derivative(values, x64):
     matrix = jnp.asarray(axes @ np.diag(values) @ axes.T)
     tangent = rng.normal(size=(3, 3))
     tangent = jnp.asarray(tangent + tangent.T)
-    root, projected = _projected_root(matrix)
-    kept = np.maximum(values, _FLOOR)
+    root, projected = projected_root(matrix)
+    kept = np.maximum(values, floor(jnp.array(values)))
     np.testing.assert_allclose(root, axes @ np.diag(np.sqrt(kept)) @ axes.T, atol=1e-12)
     np.testing.assert_allclose(projected, np.mean(np.array(values) < 0))
-    _, (slope, _) = jax.jvp(_projected_root, (matrix,), (tangent,))
+    _, (slope, _) = jax.jvp(projected_root, (matrix,), (tangent,))
     h = 1e-6
-    steps = [_projected_root(matrix + s * h * tangent)[0] for s in (1, -1)]
+    steps = [projected_root(matrix + s * h * tangent)[0] for s in (1, -1)]
     np.testing.assert_allclose(slope, (steps[0] - steps[1]) / (2 * h), atol=1e-6)
 
 

@@ -1,0 +1,183 @@
+"""The law of X given Y=y: what every posterior answers."""
+
+import abc
+from collections.abc import Callable
+from math import prod
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from numpyro_neb._internal.checks import check_positive
+from numpyro_neb._internal.final import AbstractOrFinal
+
+
+class AbstractPosterior(AbstractOrFinal):
+    r"""The law of X given one observation Y=y, as `energy.posterior(y)` gives it.
+
+    Unbatched, as an energy is: `jax.vmap(lambda y: energy.posterior(y).mean)(ys)`, or
+    `posterior_distribution` for a NumPyro distribution over a batch. `cdf`, `icdf`, `lfsr` and
+    `interval` are those of each coordinate by itself.
+
+    Attributes:
+        sigma: The noise's standard deviation, the unit of the posterior's rounding.
+        event_shape: The shape of one x.
+        mean: E[X given Y=y] = y - sigma^2 grad phi(y), of shape `event_shape`.
+        shared: Names of the fields that do not depend on y.
+        reparametrised: Whether a draw is a differentiable function of y and of the energy.
+
+    Reference:
+        Robbins 1956; Miyasawa 1961; Efron, Tweedie's formula and selection bias, JASA 106 (2011).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro_neb as neb
+        >>> energy = neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0)
+        >>> posterior = energy.posterior(jnp.array(0.0))  # -1 or 1, as likely
+        >>> posterior.mean, posterior.variance, posterior.lfsr
+        (Array(0., dtype=float32), Array(1., dtype=float32), Array(0.5, dtype=float32))
+    """
+
+    sigma: eqx.AbstractVar[Float[Array, ""]]
+    event_shape: eqx.AbstractVar[tuple[int, ...]]
+    mean: eqx.AbstractVar[Float[Array, "*event"]]
+
+    shared: ClassVar[tuple[str, ...]] = ()
+    reparametrised: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def product(self, v: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        """Cov(X given Y=y) v = sigma^2 (d x_hat / dy) v, without the matrix.
+
+        Args:
+            v: A direction, of shape `event_shape`.
+        """
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        """Cov(X given Y=y) over the flattened event, from d products.
+
+        A learned energy's may have negative eigenvalues where it fits badly.
+        """
+        matrix = self._along(lambda v, image: image)
+        return (matrix + matrix.T) / 2
+
+    @property
+    def variance(self) -> Float[Array, "*event"]:
+        """Var(X given Y=y) of each coordinate, the diagonal of `covariance`."""
+        return self._along(jnp.vdot).reshape(self.event_shape)
+
+    @property
+    def std(self) -> Float[Array, "*event"]:
+        """The standard deviation of each coordinate: zero where the variance is not positive."""
+        positive = self.variance > 0  # and no infinite derivative where it is not
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, self.variance, 1)), 0)
+
+    @property
+    def projected(self) -> Float[Array, ""]:
+        """The share of directions whose variance is negative, and counts as zero in draws."""
+        return jnp.zeros_like(self.sigma)
+
+    @abc.abstractmethod
+    def cdf(self, x: ArrayLike) -> Float[Array, "*event"]:
+        """P(X <= x given Y=y) of each coordinate.
+
+        Args:
+            x: Values, of shape `event_shape` or a scalar.
+        """
+
+    @abc.abstractmethod
+    def upper_tail(self, x: ArrayLike) -> Float[Array, "*event"]:
+        """P(X >= x given Y=y) of each coordinate, which keeps its digits where it is small.
+
+        Args:
+            x: Values, of shape `event_shape` or a scalar.
+        """
+
+    @abc.abstractmethod
+    def icdf(self, q: ArrayLike) -> Float[Array, "*event"]:
+        """The quantile at q of each coordinate: the least value whose `cdf` reaches q.
+
+        Args:
+            q: Probabilities, of shape `event_shape` or a scalar. NaN where not between 0 and 1.
+        """
+
+    @property
+    def lfsr(self) -> Float[Array, "*event"]:
+        """The local false sign rate, min(P(X <= 0), P(X >= 0)) given Y=y, of each coordinate.
+
+        A point mass at zero counts on both sides.
+        """
+        # Each tail by its own sum: one minus the other would lose the digits of a small one.
+        return jnp.minimum(self.cdf(0.0), self.upper_tail(0.0))
+
+    def interval(self, probability: float = 0.9) -> tuple[Array, Array]:
+        """Equal-tailed credible intervals of each coordinate: the lower and the upper ends.
+
+        Args:
+            probability: What each interval holds, between 0 and 1.
+
+        Raises:
+            ValueError: If probability is not between 0 and 1.
+        """
+        tail = (1 - check_positive("probability", probability, 1.0)) / 2
+        return self.icdf(tail), self.icdf(1 - tail)
+
+    @abc.abstractmethod
+    def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
+        """The log density at x, or its log probability where X given y is discrete."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Independent draws of X, of shape (*shape, *event_shape)."""
+
+    def check_density(self) -> None:  # noqa: B027 (optional)
+        """Raises a ValueError if the law has no density to give in `log_prob`."""
+
+    def prepared(self) -> "AbstractPosterior":
+        """The same law, with what its draws and densities have in common computed once."""
+        return self
+
+    @property
+    def size(self) -> int:
+        """How many numbers an answer takes in memory, about: it bounds the size of a batch."""
+        return max(1, prod(self.event_shape))
+
+    def _along(self, fn):
+        """fn(v, Cov v) for each unit vector v, flat."""
+
+        def one(v):
+            return fn(v, self.product(v.reshape(self.event_shape)).reshape(-1))
+
+        units = jnp.eye(self.mean.size, dtype=self.mean.dtype)
+        return in_parts(one, (units,), _PRODUCTS)
+
+
+# How many products with the covariance are made at once for one observation.
+_PRODUCTS = 16
+
+
+# As many observations are worked on at once as keep their posteriors' numbers below this.
+_NUMBERS = 2**22
+
+
+def at_once(posterior: AbstractPosterior) -> int:
+    """How many observations with such posteriors to work on at once."""
+    return max(1, _NUMBERS // posterior.size)
+
+
+def in_parts(fn: Callable, operands: PyTree[Array], count: int) -> Any:
+    """`jax.vmap(fn)(*operands)`, on so many of the rows at a time."""
+    if len(jax.tree.leaves(operands)[0]) <= count:
+        return jax.vmap(fn)(*operands)
+    return jax.lax.map(lambda row: fn(*row), operands, batch_size=count)
+
+
+def normal_cdf(
+    x: Float[Array, "..."], mean: Float[Array, "..."], deviation: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """P(N(mean, deviation^2) <= x); a deviation of zero is a step."""
+    return ndtr((x - mean) / jnp.maximum(deviation, jnp.finfo(mean.dtype).tiny))

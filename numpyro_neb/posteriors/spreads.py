@@ -1,0 +1,134 @@
+"""How the spread of X given y is represented: a covariance's root, with its eigenvalues' floor."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from numpyro_neb._internal.checks import check_count
+from numpyro_neb.posteriors.base import AbstractPosterior
+
+
+class AbstractSpread(eqx.Module):
+    """A representation of Cov(X given Y=y), of which a root R makes draws mean + R eps."""
+
+    @abc.abstractmethod
+    def root(
+        self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
+    ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+        """R eps, and the share of the directions whose variance was negative and is set to zero.
+
+        Args:
+            posterior: The law of X given y.
+            eps: Standard normal noise, of shape `event_shape`.
+        """
+
+
+class Full(AbstractSpread):
+    """The covariance itself: d products with it, and an eigendecomposition."""
+
+    def root(
+        self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
+    ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+        """R eps with R the symmetric root of the covariance."""
+        root, projected = projected_root(posterior.covariance / posterior.sigma**2)
+        return posterior.sigma * (root @ eps.reshape(-1)).reshape(eps.shape), projected
+
+
+class Diagonal(AbstractSpread):
+    """The variance of each coordinate: d products."""
+
+    def root(
+        self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
+    ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+        """Each coordinate's standard deviation times eps."""
+        return _scaled(posterior, posterior.variance / posterior.sigma**2, eps)
+
+
+class Isotropic(AbstractSpread):
+    """The mean of the variances: few products, for large d.
+
+    Attributes:
+        num_probes: Products at most. They go along orthogonal directions, the same at every y, so
+            that the variance is a smooth function of y; with d of them it is exact.
+
+    Raises:
+        ValueError: If num_probes is not a positive int.
+    """
+
+    num_probes: int = eqx.field(static=True, default=16)
+
+    def __check_init__(self):
+        check_count("num_probes", self.num_probes)
+
+    def root(
+        self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
+    ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+        """The root mean variance times eps."""
+        # Probes p of length sqrt(d): the mean of p' Cov p / d over all d of them is the trace / d.
+        probes = jax.random.orthogonal(jax.random.key(0), eps.size)[: self.num_probes]
+        along = lambda p: jnp.vdot(p, posterior.product(p.reshape(eps.shape)))  # noqa: E731
+        variances = jax.vmap(along)(probes.astype(eps.dtype)) / posterior.sigma**2
+        return _scaled(posterior, jnp.mean(variances), eps)
+
+
+def _scaled(posterior, variance, eps):
+    least = floor(variance)
+    projected = jnp.mean(variance < -least, dtype=eps.dtype)
+    return posterior.sigma * jnp.sqrt(jnp.maximum(variance, least)) * eps, projected
+
+
+def floor(variances: Float[Array, "..."]) -> Float[Array, ""]:
+    """Below this, in units of sigma^2, a variance counts as zero.
+
+    Cov / sigma^2 is the Jacobian of the jump. Where it is zero, it is the difference of numbers
+    near 1, of which rounding leaves some eps: 64 eps, 8e-6 in float32, is safely above that, and
+    keeps the root's derivative, up to 1 / (2 sqrt(floor)), from making noise of it. An eigenvalue
+    far above 1 leaves more rounding in the others: d eps of it.
+    """
+    eps, largest = jnp.finfo(variances.dtype).eps, jnp.max(jnp.abs(variances))
+    return jax.lax.stop_gradient(eps * jnp.maximum(64, variances.size * largest))
+
+
+@jax.custom_jvp
+def projected_root(
+    matrix: Float[Array, "d d"],
+) -> tuple[Float[Array, "d d"], Float[Array, ""]]:
+    """The symmetric root of a symmetric matrix in units of sigma^2, its eigenvalues kept above 0.
+
+    Returns:
+        The root, of the eigenvalues raised to `floor` at least, and the share of them that were
+        negative.
+    """
+    values, vectors, kept = _eigen(matrix)
+    return (vectors * jnp.sqrt(kept)) @ vectors.T, _negative(values)
+
+
+@projected_root.defjvp
+def _projected_root_jvp(primals, tangents):
+    # Daleckii and Krein: in the eigenbasis, the divided differences of f(t) = sqrt(max(t, floor))
+    # times the tangent. Unlike the derivative of eigh, finite where eigenvalues coincide.
+    (matrix,), (tangent,) = primals, tangents
+    values, vectors, kept = _eigen(matrix)
+    roots = jnp.sqrt(kept)
+    gap = values[:, None] - values[None, :]
+    apart = gap != 0
+    slope = (kept[:, None] - kept[None, :]) / jnp.where(apart, gap, 1)
+    slope = jnp.where(apart, slope, (kept == values)[:, None])
+    weights = slope / (roots[:, None] + roots[None, :])
+    inner = vectors.T @ tangent @ vectors
+    negative = _negative(values)
+    out = (vectors * roots) @ vectors.T, negative
+    return out, (vectors @ (weights * inner) @ vectors.T, jnp.zeros_like(negative))
+
+
+def _eigen(matrix):
+    """Eigenvalues, eigenvectors, and the eigenvalues raised to the floor."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors, jnp.maximum(values, floor(values))
+
+
+def _negative(values):
+    return jnp.mean(values < -floor(values), dtype=values.dtype)
