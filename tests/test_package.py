@@ -95,6 +95,7 @@ def test_the_front_door_is_quick():
     """Heavy libraries load on first use, and no device starts."""
     late = [
         "arviz",
+        "orbax",
         "matplotlib",
         "diffrax",
         "lineax",

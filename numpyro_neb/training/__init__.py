@@ -1,7 +1,8 @@
 """Training: `fit`, and the objectives that it minimises."""
 
+from numpyro_neb.training.fitting import fit
 from numpyro_neb.training.likelihood import MaximumLikelihood, PersistentChains
-from numpyro_neb.training.loop import FitResult, fit
+from numpyro_neb.training.loop import FitResult
 from numpyro_neb.training.objectives import AbstractObjective, denoising_loss, sure_loss
 
 __all__ = [

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +17,33 @@ from numpyro_neb._internal.checks import short
 from numpyro_neb.training.devices import Devices, digest
 
 _FORMAT = "numpyro_neb training"
-_VERSION = 1
+# Version 1, of numpyro_neb 0.1.0, told trainings apart by sentences. It is still read.
+_VERSION = 2
 _KEPT = 2
-# What stands for a plain function as objective; version 0.1.0, which knew no others, left it out.
-FUNCTION = "a function"
+# What stands for a plain function as objective.
+FUNCTION = "function"
+# What messages say of what tells trainings apart and is not called as an argument is.
+_IN_WORDS = {"fixed_arrays": "sigma, loc, scale or non-trainable array"}
+
+
+def in_words(name: str) -> str:
+    """What messages say of one of the names that tell trainings apart."""
+    return _IN_WORDS.get(name, name)
+
+
+def load_orbax() -> Any:
+    """The module `orbax.checkpoint`.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed; the message says how to install it.
+    """
+    try:
+        import orbax.checkpoint
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "checkpoints are written by orbax: pip install 'numpyro-neb[checkpoints]'", name="orbax"
+        ) from error
+    return orbax.checkpoint
 
 
 class Checkpoints:
@@ -28,12 +52,13 @@ class Checkpoints:
     Args:
         folder: Where to; it is made if it is not there.
         every: Steps, or time, between two of them.
-        arguments: What the training was called with, as JSON: another training's checkpoints are
-            refused.
+        identity: What tells this training from others, as JSON by name: another one's checkpoints
+            are refused. Names and values are identifiers, the same from release to release.
         devices: Where the training runs. Several processes write one checkpoint together, and
             call the methods together.
 
     Raises:
+        ModuleNotFoundError: If orbax is not installed.
         TypeError: If `every` is neither an int nor a `datetime.timedelta`.
         ValueError: If `every` is not positive, or the folder is a file or holds anything but
             files and folders.
@@ -43,11 +68,9 @@ class Checkpoints:
         self,
         folder: str | os.PathLike,
         every: int | timedelta,
-        arguments: dict[str, Any],
+        identity: dict[str, Any],
         devices: Devices,
     ):
-        import orbax.checkpoint as ocp
-
         if isinstance(every, bool) or not isinstance(every, int | timedelta):
             raise TypeError(f"checkpoint_every must be an int or a timedelta, got {every!r}")
         if (every if isinstance(every, int) else every.total_seconds()) <= 0:
@@ -56,8 +79,8 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"checkpoint_dir must be a folder, got the file {folder}")
         check_plain(self.folder)
-        self.arguments, self.devices = arguments, devices
-        self._ocp = ocp
+        self.identity, self.devices = identity, devices
+        self._ocp = ocp = load_orbax()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=_KEPT, enable_async_checkpointing=False, create=True
         )
@@ -88,7 +111,7 @@ class Checkpoints:
         header = {
             "format": _FORMAT,
             "version": _VERSION,
-            "arguments": self.arguments,
+            "identity": self.identity,
             "progress": progress,
             "arrays": digest(leaves),
         }
@@ -145,19 +168,35 @@ class Checkpoints:
     def _check_header(self, header, path):
         if header["format"] != _FORMAT:
             raise _RefusedError(f"{path} is no checkpoint of numpyro_neb")
-        if header["version"] != _VERSION:
+        version = header["version"]
+        if version not in (1, _VERSION):
             raise _RefusedError(
-                f"{path} has format version {short(header['version'])}, and this numpyro_neb reads"
+                f"{path} has format version {short(version)}, and this numpyro_neb reads"
                 f" {_VERSION}: another numpyro_neb wrote it"
             )
-        theirs = {"objective": FUNCTION} | header["arguments"]
-        for name, value in self.arguments.items():
+        theirs = header["identity"] if version == _VERSION else identity_of_version_1(header)
+        for name, value in self.identity.items():
             if theirs.get(name) != value:
                 raise _RefusedError(
-                    f"checkpoint_dir {self.folder} holds a training with another {name}"
+                    f"checkpoint_dir {self.folder} holds a training with another {in_words(name)}"
                     f" ({short(theirs.get(name))}, now {short(value)}): give the same to go on"
                     " with it, or another folder"
                 )
+
+
+def identity_of_version_1(header: dict[str, Any]) -> dict[str, Any]:
+    """What tells a training from others, out of a header of version 1, which had sentences.
+
+    Of objectives, 0.1.0 knew plain functions only, and did not name them.
+    """
+    identity = {"objective": "a function"} | header["arguments"]
+    identity["fixed_arrays"] = identity.pop("sigma, loc, scale or frozen array")
+    if identity["objective"] == "a function":
+        identity["objective"] = FUNCTION
+    sizes = [int(size) for size in re.findall(r"\d+", identity["data"])]
+    of_array = identity["data"].startswith("an array of shape")
+    identity["data"] = f"array {sizes}" if of_array else "iterable"
+    return identity
 
 
 class _RefusedError(Exception):

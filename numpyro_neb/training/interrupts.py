@@ -13,7 +13,7 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
     A second Ctrl-C is not held back. In threads, and under handlers of others, nothing is held.
 
     Example:
-        >>> from numpyro_neb.interrupts import held_interrupts
+        >>> from numpyro_neb.training.interrupts import held_interrupts
         >>> with held_interrupts() as check:
         ...     for step in range(3):
         ...         check()  # between two steps

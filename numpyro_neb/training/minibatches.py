@@ -20,13 +20,13 @@ class Minibatches(NamedTuple):
         feed: Yields what step `start` and each later one is given, with the key of the training.
         pick: The minibatch of one step, from what it is given and a key of its own, in compiled
             code.
-        description: What it is, for the messages of checkpoints.
+        identity: What it is, for checkpoints: a word, and an array's shape.
         digest: The SHA-256 of an array in memory; None for what each process reads a part of.
     """
 
     feed: Callable[[int, PRNGKeyArray], Iterator[Any]]
     pick: Callable[[Any, PRNGKeyArray], Array]
-    description: str
+    identity: str
     digest: str | None = None
 
 
@@ -51,7 +51,7 @@ def minibatches_of(
         if batch_size is not None:
             raise ValueError("batch_size must be left out where data are batches, got both")
         feed = lambda start, _: _given(data, event_shape, start, devices)  # noqa: E731
-        return Minibatches(feed, lambda batch, _: batch, "batches from an iterable")
+        return Minibatches(feed, lambda batch, _: batch, "iterable")
     if batch_size is None:
         raise ValueError("batch_size must be given where data are an array")
     rows = lambda n, key: jax.random.randint(key, (batch_size,), 0, n)  # noqa: E731
@@ -59,12 +59,12 @@ def minibatches_of(
         check_shape("data", data, event_shape)
         choose = jax.jit(jax.vmap(lambda key, i: rows(len(data), step_keys(key, i)[0]), (None, 0)))
         feed = lambda start, key: _read(data, choose, start, key, devices)  # noqa: E731
-        return Minibatches(feed, lambda batch, _: batch, f"an array of shape {data.shape}")
+        return Minibatches(feed, lambda batch, _: batch, f"array {list(data.shape)}")
     array = checked_array("data", data, event_shape)
     feed = lambda _, __: itertools.repeat(devices.replicated(array))  # noqa: E731
     pick = lambda array, key: devices.split(array[rows(len(array), key)])  # noqa: E731
     sha256 = digest(array) if devices.several_processes else None
-    return Minibatches(feed, pick, f"an array of shape {array.shape}", sha256)
+    return Minibatches(feed, pick, f"array {list(array.shape)}", sha256)
 
 
 def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:

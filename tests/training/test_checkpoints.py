@@ -4,17 +4,21 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 import signal
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trainings import DATA, Epochs, StopError, energy, fit, same, stop_after
+from trainings import CLOSE, DATA, Epochs, StopError, energy, fit, same, stop_after
 
 import numpyro_neb as neb
+from numpyro_neb.training import checkpoints
 
 SETTINGS = {"num_steps": 60, "ema_decay": 0.9, "validation_data": DATA[:20], "validate_every": 7}
 
@@ -117,14 +121,90 @@ def test_a_newer_format(tmp_path):
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
         header.write_text(json.dumps(changed | {"sha256": digest}))
 
-    write(version=2)
+    write(version=3)
     with pytest.raises(
-        ValueError, match="has format version 2, and this numpyro_neb reads 1: another"
+        ValueError, match="has format version 3, and this numpyro_neb reads 2: another"
     ):
         fit(checkpoint_dir=tmp_path)
     write(format="something")
     with pytest.raises(ValueError, match="is no checkpoint of numpyro_neb"):
         fit(checkpoint_dir=tmp_path)
+
+
+def test_what_tells_trainings_apart_is_not_said_in_sentences(tmp_path):
+    """A sentence gets reworded, and the checkpoint would be another training's."""
+    fit(checkpoint_dir=tmp_path)
+    identity = json.loads((tmp_path / "50" / "header" / "metadata").read_text())["identity"]
+    assert set(identity) == {
+        *("num_steps", "batch_size", "validate_every", "patience", "ema_decay", "key"),
+        *("data", "energy", "fixed_arrays", "objective"),
+    }
+    assert identity["data"] == "array [200, 2]"
+    assert identity["objective"] == "function"
+
+
+# Written by numpyro_neb 0.1.0 after 25 steps of this training, of format version 1.
+OLD = Path(__file__).parent.parent / "data" / "checkpoint-1"
+OF_OLD = {"num_steps": 60, "ema_decay": 0.9, "validation_data": DATA[:20], "validate_every": 10}
+
+
+def test_goes_on_from_a_checkpoint_of_0_1_0(tmp_path, x32):
+    shutil.copytree(OLD, tmp_path / "run")
+    done = []
+    kept = {"checkpoint_dir": tmp_path / "run", "callback": lambda step, _: done.append(step)}
+    result, whole = fit(**OF_OLD, **kept), fit(**OF_OLD)
+    assert done == [30, 40, 50, 60]
+    np.testing.assert_array_equal(result.validation_steps, [10, 20, 30, 40, 50, 60])
+    # Another machine's arithmetic.
+    np.testing.assert_allclose(result.losses, whole.losses, **CLOSE)
+    np.testing.assert_allclose(result.validation_losses, whole.validation_losses, **CLOSE)
+    # From here on it is a checkpoint of this release.
+    assert json.loads((tmp_path / "run/60/header/metadata").read_text())["version"] == 2
+    same(fit(**OF_OLD, checkpoint_dir=tmp_path / "run"), result)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("sigma, loc, scale", {"start": neb.ResidualEnergy(energy().network, 0.4, (2,))}),
+        (r"data \('array \[200, 2\]', now 'array \[100, 2\]'\)", {"data": DATA[:100]}),
+        (r"data \('array \[200, 2\]', now 'iterable'\)", {"data": Epochs(), "batch_size": None}),
+        ("objective", {"objective": neb.MaximumLikelihood(num_chains=4, num_steps=1)}),
+    ],
+)
+def test_another_training_than_that_of_0_1_0(tmp_path, name, other, x32):
+    shutil.copytree(OLD, tmp_path / "run")
+    with pytest.raises(ValueError, match=f"holds a training with another {name}"):
+        fit(**OF_OLD | other, checkpoint_dir=tmp_path / "run")
+
+
+def test_sentences_of_version_1():
+    """What 0.1.0 wrote of other data."""
+    old = {"sigma, loc, scale or frozen array": "0a", "num_steps": 5}
+    for data, expected in {
+        "an array of shape (200,)": "array [200]",
+        "an array of shape (3, 10, 2)": "array [3, 10, 2]",
+        "batches from an iterable": "iterable",
+    }.items():
+        assert checkpoints.identity_of_version_1({"arguments": old | {"data": data}}) == {
+            "num_steps": 5,
+            "fixed_arrays": "0a",
+            "data": expected,
+            "objective": "function",
+        }
+
+
+def test_without_orbax_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+
+    def objective(energy, x, key):
+        raise AssertionError("training has begun")
+
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'numpyro-neb\[checkpoints\]'"):
+        fit(objective=objective, checkpoint_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert len(fit(num_steps=2).losses) == 2
 
 
 def test_a_nan_leaves_the_last_good_one(tmp_path):

@@ -81,9 +81,9 @@ def test_the_callers_energy_survives():
 def test_the_step_does_not_wait_for_the_host(monkeypatch):
     """Values reach the host once in a hundred steps, not at each."""
     reads = []
-    report = loop._Training._report
+    report = loop.Training._report
     read = lambda self, *args: (reads.append(self.done), report(self, *args))  # noqa: E731
-    monkeypatch.setattr(loop._Training, "_report", read)
+    monkeypatch.setattr(loop.Training, "_report", read)
     with jax.transfer_guard_device_to_host("log"):
         fit(num_steps=250)
     assert reads == [100, 200, 250]

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from trainings import CLOSE, DATA, Epochs, conditional, energy, fit, over, same
 
 import numpyro_neb as neb
-from numpyro_neb.training import loop
+from numpyro_neb.training import fitting
 from numpyro_neb.training.devices import Devices
 
 SETTINGS = {"num_steps": 40, "ema_decay": 0.9, "validation_data": DATA[:20], "validate_every": 7}
@@ -86,7 +86,7 @@ def test_goes_on_with_another_number_of_devices(tmp_path, on_one_device):
 
 def test_one_all_reduce_is_all_that_is_communicated(monkeypatch):
     """Of the gradient and the loss; each weight has one in y and one in the gradient's own pass."""
-    programs, compiled = [], loop._compiled
+    programs, compiled = [], fitting._compiled
 
     def listening(*args):
         step, evaluate = compiled(*args)
@@ -97,7 +97,7 @@ def test_one_all_reduce_is_all_that_is_communicated(monkeypatch):
 
         return spied, evaluate
 
-    monkeypatch.setattr(loop, "_compiled", listening)
+    monkeypatch.setattr(fitting, "_compiled", listening)
     fit(num_steps=1, sharding=over("batch"))
     kinds = "all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter"
     found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", programs[0])

@@ -1,0 +1,281 @@
+"""`fit`: minimises an objective over an energy's parameters."""
+
+import os
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from numpyro_neb._internal.checks import (
+    check_count,
+    check_function,
+    check_key,
+    check_path,
+    check_positive,
+    check_result,
+    kind,
+)
+from numpyro_neb.energies.base import AbstractEnergy, check_energy, trainable
+from numpyro_neb.energies.conditional import ConditionalEnergy
+from numpyro_neb.training.checkpoints import (
+    FUNCTION,
+    Checkpoints,
+    describe,
+    in_words,
+    load_orbax,
+)
+from numpyro_neb.training.devices import devices_of, digest
+from numpyro_neb.training.loop import FitResult, State, Training, first_state
+from numpyro_neb.training.minibatches import checked_array, minibatches_of, step_keys
+from numpyro_neb.training.objectives import AbstractObjective, check_step, denoising_loss
+
+Energy = AbstractEnergy | ConditionalEnergy
+Objective = (
+    AbstractObjective
+    | Callable[[Any, Float[Array, "batch *event"], PRNGKeyArray], Float[Array, ""]]
+)
+
+
+def fit(
+    energy: Energy,
+    data: Float[Array, "n *event"] | Float[np.ndarray, "n *event"] | Iterable[Any],
+    *,
+    key: PRNGKeyArray,
+    num_steps: int,
+    batch_size: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Objective = denoising_loss,
+    validation_data: Float[Array, "m *event"] | Float[np.ndarray, "m *event"] | None = None,
+    validate_every: int | None = None,
+    patience: int | None = None,
+    ema_decay: float | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: int | timedelta = timedelta(minutes=5),
+    sharding: NamedSharding | None = None,
+    callback: Callable[[int, dict[str, float]], Any] | None = None,
+    progress_bar: bool = True,
+) -> FitResult:
+    r"""Trains an energy by stochastic gradient descent.
+
+    Each step draws a minibatch with replacement and fresh noise, so that its loss is an unbiased
+    estimate of the objective. `sigma`, `loc` and `scale` do not train. The steps are dispatched
+    without waiting for their results; each is a compiled call of its own, since XLA's convolutions
+    are slow inside a compiled loop on CPUs.
+
+    With `checkpoint_dir` a training that was killed, at any moment, goes on where its newest
+    checkpoint was when the same call is made again, with the losses and the energy that it would
+    have had, bit for bit on the same machine.
+
+    With `sharding` each device takes its part of the minibatch, and XLA adds the sum of the
+    gradients over the devices; minibatch and noise are those of one device, so that the result is
+    too, within float tolerance. Under `jax.distributed` every process makes the same call, with
+    the same arguments, and gets the same result: see docs/devices.md.
+
+    Args:
+        energy: The energy to begin from, or a `ConditionalEnergy`.
+        data: Training data, floats of shape (n, *event_shape). A memory-mapped array stays on disk,
+            and each step reads its minibatch. Or an iterable of batches of shape
+            (batch, *event_shape), begun again where it ends; an iterator, which can't be, must
+            last.
+        key: A JAX random key; the same key gives the same result.
+        num_steps: Steps of the training, one update of the weights each.
+        batch_size: Examples in a minibatch; left out where data is an iterable of batches.
+        optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0, or what
+            the objective says (from 2e-4 for `MaximumLikelihood`). On few
+            examples `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
+            `optax.chain(optax.clip_by_global_norm(1.0), ...)` clips gradients.
+        objective: Maps an energy, a batch and a key to a loss; or an objective with a state of its
+            own, such as `MaximumLikelihood()`, which follows `denoising_loss` in a second call.
+        validation_data: Held-out data, of shape (m, *event_shape).
+        validate_every: Steps between two validation losses, num_steps / 20 by default. The last
+            step is always validated.
+        patience: Stop after this many validations in a row without a new lowest loss, and return
+            the energy of the lowest; by default all steps are taken and the last energy returned.
+        ema_decay: Validate and return the exponential moving average of the parameters over the
+            steps, with this decay, 0.999 say; at step t at most (1 + t) / (10 + t), so that it
+            forgets where it began.
+        checkpoint_dir: A folder for checkpoints, by orbax, which comes with
+            `pip install 'numpyro-neb[checkpoints]'`. A run of the same call goes on from the
+            newest; of another, a ValueError says what differs. The data, the optimiser and plain
+            functions as objectives are not compared: give the same.
+        checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints; 5 minutes by
+            default. The last two are kept, and one is written at the end, and after Ctrl-C.
+        sharding: That of the minibatch, along its first axis, as in
+            `NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch"))`; parameters,
+            optimiser and an array in memory have a copy on each device. By default all is on the
+            default device. With several processes each reads its own rows of a memory-mapped array;
+            an iterable gives this process's part of each batch, all parts of one size; the first
+            process alone shows the bar and calls `callback`; and checkpoint_dir is a folder that
+            all of them see. A checkpoint goes on with any number of devices.
+        callback: Called with the steps done and a dict of "loss" and the objective's metrics, the
+            means since the last call, and "validation_loss" where there is one, every 100 steps
+            and at each validation.
+        progress_bar: Whether to show a tqdm bar with the newest losses.
+
+    Returns:
+        The trained energy and the losses.
+
+    Raises:
+        TypeError: If `energy` is no energy, data holds no floats, key is no random key, optimizer
+            none of optax's, objective or callback not callable, or checkpoint_every is neither
+            an int nor a timedelta.
+        ValueError: If data is empty, not finite or of another event shape, a count is not a
+            positive int, the value of the energy or of the objective is no scalar, ema_decay is not
+            between 0 and 1, patience comes without validation data, data ends before num_steps,
+            checkpoint_dir holds another training or is damaged, sharding splits anything but the
+            first axis, batch_size is not divisible by the devices, or the processes were given
+            different arguments.
+        ModuleNotFoundError: If checkpoint_dir is given and orbax is not installed.
+        RuntimeError: If a step fails in one of several processes, as it does where another one
+            ends; the message says how to go on.
+        FloatingPointError: If the loss becomes NaN or infinite; the message names the step. The
+            newest checkpoint is then one from before.
+
+    Warns:
+        UserWarning: If the objective has a reason, such as chains that often start again.
+
+    Example:
+        >>> import jax, numpyro_neb as neb
+        >>> data = jax.random.normal(jax.random.key(0), (1000, 2))
+        >>> mlp = neb.networks.MLP((2,), width_size=16, depth=2, key=jax.random.key(1))
+        >>> energy = neb.ResidualEnergy(mlp, sigma=0.5, event_shape=(2,))
+        >>> result = neb.fit(energy, data, key=jax.random.key(2), num_steps=500, batch_size=64,
+        ...                  progress_bar=False)
+        >>> bool(result.losses[-50:].mean() < 2 * 0.5**2)  # better than raw noise, sigma^2 d
+        True
+    """
+    check_energy(energy, conditional=True)
+    check_key(key)
+    num_steps = check_count("num_steps", num_steps)
+    counts = {"validate_every": validate_every, "patience": patience, "batch_size": batch_size}
+    counts = {k: None if v is None else check_count(k, v) for k, v in counts.items()}
+    _check_options(patience, validation_data, ema_decay, checkpoint_dir)
+    devices = devices_of(sharding)
+    devices.check_batch_size(batch_size)
+    source = minibatches_of(data, energy.event_shape, batch_size, devices)
+    if validation_data is not None:
+        validation_data = checked_array("validation_data", validation_data, energy.event_shape)
+    objective, optimizer = _checked_functions(objective, optimizer, callback, num_steps)
+    validate_every = validate_every or max(1, num_steps // 20)
+    key_steps, key_validation, key_objective = jax.random.split(key, 3)
+
+    params, rest = eqx.partition(energy, trainable(energy))
+    arrays, static = eqx.partition(rest, eqx.is_array)
+    step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
+    wanted = ema_decay is not None, patience is not None
+    kept = jax.tree.map(jnp.copy, objective.init(energy, key_objective))
+    state = first_state(params, optimizer, num_steps, wanted, kept, objective.metrics)
+    # These names are in checkpoints; what messages say of them is another matter.
+    identity = {"num_steps": num_steps, "data": source.identity, "ema_decay": ema_decay}
+    identity |= counts | {"key": _key_bits(key), "energy": describe(params)}
+    identity |= {"fixed_arrays": digest(arrays), "objective": objective.identity}
+    agreed = {in_words(name): value for name, value in identity.items()}
+    agreed |= {"parameters": digest(params), "values in data": source.digest}
+    devices.check_agreement(agreed)
+    training = Training(devices.replicated(state), devices, callback, patience, objective.warning)
+    if checkpoint_dir is not None:
+        training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, identity, devices))
+    placed, key_placed = devices.replicated((arrays, key_steps))
+    if validation_data is not None:
+        validated = (placed, *devices.replicated((validation_data, key_validation)))
+        training.validate = lambda params, kept: float(evaluate(params, kept, *validated))
+        training.validate_every = validate_every
+    feed = source.feed(training.done, key_steps)
+    advance = lambda state, i: step(state, placed, next(feed), key_placed, i)  # noqa: E731
+    training.run(advance, num_steps, progress_bar)
+    return training.finished(arrays, static)
+
+
+class _Function(AbstractObjective):
+    """A plain function as an objective without a state."""
+
+    function: Callable
+
+    @property
+    def identity(self):
+        return FUNCTION
+
+    def optimizer(self, num_steps):
+        return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
+
+    def init(self, energy, key):
+        del energy, key
+
+    def __call__(self, energy, x, key, state):
+        return self.function(energy, x, key), state, {}
+
+    def validation_loss(self, energy, x, key, state):
+        del state
+        return self.function(energy, x, key)
+
+
+def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
+    if patience is not None and validation_data is None:
+        raise ValueError("patience needs validation_data: it counts validations")
+    if ema_decay is not None:
+        check_positive("ema_decay", ema_decay, 1.0)
+    if checkpoint_dir is not None:
+        check_path("checkpoint_dir", checkpoint_dir)
+        load_orbax()
+
+
+def _checked_functions(objective, optimizer, callback, num_steps):
+    """The objective, with a state, and the optimiser, its default one where none is given."""
+    check_function("objective", objective)
+    if isinstance(objective, type) and issubclass(objective, AbstractObjective):
+        raise TypeError(f"objective must be an object, as in {objective.__name__}(), got the class")
+    if not isinstance(objective, AbstractObjective):
+        objective = _Function(objective)
+    if callback is not None:
+        check_function("callback", callback)
+    if optimizer is None:
+        return objective, objective.optimizer(num_steps)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {kind(optimizer)}")
+    return objective, optimizer
+
+
+def _key_bits(key):
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(key) if typed else key).tolist()
+
+
+def _compiled(optimizer, objective, static, pick, ema_decay, devices):
+    """The training step and the evaluation, compiled."""
+
+    def loss_of(params, arrays, batch, key, kept):
+        energy = eqx.combine(params, arrays, static)
+        loss, new, metrics = objective(energy, batch, key, kept)
+        check_result("objective", loss, ())
+        check_step(objective, kept, new, metrics)
+        return loss, (new, jax.tree.map(jnp.asarray, metrics))
+
+    def step(state, arrays, batch, key, i):
+        key_batch, key_noise = step_keys(key, i)
+        batch, kept = pick(batch, key_batch), jax.tree.map(devices.split, state.kept)
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (kept, new)), grads = gradient(state.params, arrays, batch, key_noise, kept)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, average = optax.apply_updates(state.params, updates), state.average
+        if ema_decay is not None:
+            rate = 1 - jnp.minimum(ema_decay, (1 + i) / (10 + i))
+            average = optax.incremental_update(params, average, rate)
+        put = lambda values, value: values.at[i].set(value.astype(values.dtype))  # noqa: E731
+        losses, metrics = put(state.losses, loss), jax.tree.map(put, state.metrics, new)
+        return State(params, opt_state, losses, average, state.best, kept, metrics)
+
+    def evaluate(params, kept, arrays, x, key):
+        energy = eqx.combine(params, arrays, static)
+        loss = objective.validation_loss(energy, devices.split(x), key, kept)
+        check_result("objective", loss, ())
+        return loss
+
+    lies = {"out_shardings": devices.everywhere}
+    return jax.jit(step, donate_argnums=0, **lies), jax.jit(evaluate, **lies)
