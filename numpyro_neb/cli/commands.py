@@ -18,6 +18,7 @@ import numpyro_neb as neb
 from numpyro_neb._internal.atomic_files import write_whole
 from numpyro_neb._internal.checks import check_count, check_finite
 from numpyro_neb.energies.base import trainable
+from numpyro_neb.training.checkpoints import load_orbax
 from numpyro_neb.training.minibatches import check_shape
 
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
@@ -25,7 +26,8 @@ _TRAIN = """\
 Trains an energy on a file of clean examples and writes it as safetensors: first by denoising, then
 by maximum likelihood, which gives each part of the data its weight. To denoise alone, the first
 will do: --likelihood-steps 0. The file is read as it is needed, so it may be larger than memory.
-Killed or stopped by Ctrl-C, the same command goes on where its newest checkpoint was.
+Killed or stopped by Ctrl-C, the same command goes on where its newest checkpoint was, if there are
+checkpoints: pip install 'numpyro-neb[checkpoints]'.
 
   python -m numpyro_neb train digits.npy --sigma auto --out energy.safetensors
   python -m numpyro_neb train photos.npy --sigma 0.2 --network unet --out photos.safetensors
@@ -176,10 +178,10 @@ def _train(arguments):
     energy = neb.ResidualEnergy(network, sigma, shape, loc=loc.astype(np.float32), scale=scale)
     print(f"{len(train):,} examples of shape {shape}, {num_held_out:,} held out")
     print(f"sigma = {sigma:.4g}")
-    folder = arguments.checkpoints or arguments.out.with_name(f"{arguments.out.name}.checkpoints")
+    folder = _checkpoints(arguments)
     energy, validation = _both_stages(arguments, energy, key, folder, train, held_out)
     neb.save(arguments.out, energy)
-    if arguments.checkpoints is None:
+    if folder is not None and arguments.checkpoints is None:
         shutil.rmtree(folder)
     if num_held_out:
         loss, size = validation[-1], int(np.prod(shape))
@@ -193,6 +195,7 @@ def _train(arguments):
 def _both_stages(arguments, energy, key, folder, train, held_out):
     """The energy after denoising and maximum likelihood, and the held-out denoising losses."""
     schedule = optax.cosine_decay_schedule(arguments.learning_rate, arguments.steps)
+    kept = lambda stage: None if folder is None else folder / stage  # noqa: E731
     common = {"batch_size": arguments.batch}
     # `fit` splits its own key in the same way: these are further on in the sequence.
     key_likelihood, key_loss = jax.random.split(key, 5)[3:]
@@ -203,7 +206,7 @@ def _both_stages(arguments, energy, key, folder, train, held_out):
         num_steps=arguments.steps,
         optimizer=optax.adamw(schedule, weight_decay=arguments.weight_decay),
         validation_data=np.asarray(held_out) if len(held_out) else None,
-        checkpoint_dir=folder / "denoising",
+        checkpoint_dir=kept("denoising"),
         **common,
     )
     if arguments.likelihood_steps == 0:
@@ -215,11 +218,23 @@ def _both_stages(arguments, energy, key, folder, train, held_out):
         key=key_likelihood,
         num_steps=arguments.likelihood_steps,
         objective=neb.MaximumLikelihood(num_chains=arguments.chains),
-        checkpoint_dir=folder / "likelihood",
+        checkpoint_dir=kept("likelihood"),
         **common,
     ).energy
     losses = [neb.denoising_loss(energy, np.asarray(held_out), key_loss)] if len(held_out) else []
     return energy, losses
+
+
+def _checkpoints(arguments):
+    """The folder for checkpoints; None if nobody asked for one and orbax is not installed."""
+    if arguments.checkpoints is not None:
+        return arguments.checkpoints
+    try:
+        load_orbax()
+    except ModuleNotFoundError as error:
+        print(f"if it is killed or stopped it has to begin again: {error}")
+        return None
+    return arguments.out.with_name(f"{arguments.out.name}.checkpoints")
 
 
 def _sigma(text, data):

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from numpyro_neb.cli.commands import add_commands, run
-from numpyro_neb.cli.demo import demo
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command != "demo":
         return run(arguments)
     try:
+        # ArviZ and matplotlib take seconds to load: not for everybody's --help.
+        from numpyro_neb.cli.demo import demo
+
         demo(arguments.out)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("sklearn"):

@@ -1,5 +1,8 @@
 """The command line on files of arrays."""
 
+import subprocess
+import sys
+
 import arviz as az
 import equinox as eqx
 import jax
@@ -103,6 +106,28 @@ def test_control_c_leaves_a_training_that_goes_on(data, tmp_path, capsys, monkey
     assert not (tmp_path / "energy.checkpoints").exists()
 
 
+@pytest.fixture
+def without_orbax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+
+
+def test_train_without_orbax(data, tmp_path, capsys, without_orbax):
+    arguments = ["train", data, "--sigma", 0.5, *QUICK, "--steps", 5]
+    arguments += ["--likelihood-steps", 2, "--chains", 4, "--out", tmp_path / "energy"]
+    install = "pip install 'numpyro-neb[checkpoints]'"
+    assert run(*arguments) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if install in line)
+    assert line.startswith("if it is killed or stopped it has to begin again: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"data.npy", "energy"}
+    # Asked for, they are not left out without a word.
+    assert run(*arguments, "--checkpoints", tmp_path / "kept") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("train: checkpoints are written by orbax: ")
+    assert install in error
+    assert not (tmp_path / "kept").exists()
+
+
 def test_sample(energy, tmp_path, capsys):
     out = tmp_path / "draws.nc"
     sizes = ["--chains", 2, "--draws", 30, "--num-steps", 5]
@@ -181,6 +206,26 @@ def test_a_sentence_in_place_of_a_traceback(
     assert message in error
     assert "Traceback" not in error
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+COMMANDS = """
+import sys
+from numpyro_neb.cli import main
+for arguments in (["--help"], ["train", "--help"], ["demo", "--help"], ["info", sys.argv[1]]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0
+print(*sys.modules)
+"""
+
+
+def test_help_and_info_load_nothing_that_they_do_not_need(energy):
+    command = [sys.executable, "-c", COMMANDS, str(energy)]
+    *shown, modules = subprocess.check_output(command, text=True).splitlines()
+    assert "sigma 0.5" in shown
+    late = {"arviz", "matplotlib", "xarray", "pandas", "orbax", "sklearn", "zarr"}
+    assert not late & set(modules.split())
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "denoise", "recall", "info"])
