@@ -50,7 +50,7 @@ napoleon_custom_sections = [("Reference", "References"), "Memory", "Rounding"]
 # Other projects' names: without the network nobody can ask them.
 nitpick_ignore_regex = [
     (r"py:obj", r"(?s).*"),
-    (r"py:class", r"numpyro_neb\.(adaptation\.Adaptation|checks\.SupportsArray)"),
+    (r"py:class", r"numpyro_neb\.(integrators\.adaptation|_internal\.checks)\.\w+"),
     (r"py:.*", r"(?s)(?!numpyro_neb).*"),
 ]
 
