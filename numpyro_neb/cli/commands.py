@@ -4,6 +4,7 @@ import argparse
 import io
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpyro_neb as neb
 from numpyro_neb._internal.atomic_files import write_whole
 from numpyro_neb._internal.checks import check_count, check_finite
 from numpyro_neb.energies.base import trainable
-from numpyro_neb.training.checkpoints import load_orbax
 from numpyro_neb.training.minibatches import check_shape
 
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
@@ -230,9 +230,12 @@ def _checkpoints(arguments):
     if arguments.checkpoints is not None:
         return arguments.checkpoints
     try:
-        load_orbax()
-    except ModuleNotFoundError as error:
-        print(f"if it is killed or stopped it has to begin again: {error}")
+        installed = find_spec("orbax.checkpoint") is not None
+    except ModuleNotFoundError:  # find_spec imports the parent
+        installed = False
+    if not installed:
+        install = "pip install 'numpyro-neb[checkpoints]'"
+        print(f"no checkpoints, so if it is killed or stopped it has to begin again: {install}")
         return None
     return arguments.out.with_name(f"{arguments.out.name}.checkpoints")
 

@@ -118,7 +118,7 @@ def test_train_without_orbax(data, tmp_path, capsys, without_orbax):
     install = "pip install 'numpyro-neb[checkpoints]'"
     assert run(*arguments) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if install in line)
-    assert line.startswith("if it is killed or stopped it has to begin again: ")
+    assert line.startswith("no checkpoints, so if it is killed or stopped it has to begin again")
     assert {path.name for path in tmp_path.iterdir()} == {"data.npy", "energy"}
     # Asked for, they are not left out without a word.
     assert run(*arguments, "--checkpoints", tmp_path / "kept") == 1
