@@ -154,7 +154,8 @@ def denoising_loss(
     check_energy(energy, conditional=True)
     check_key(key)
     energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
-    key_noise, key_level = jax.random.split(key)
+    # At one level the key is the noise's, as in 0.1.0: its trainings go on with the same noise.
+    key_noise, key_level = (key, key) if energy.one_level else jax.random.split(key)
     sigma = energy.levels(jax.random.uniform(key_level, (len(x),), x.dtype))
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
 
