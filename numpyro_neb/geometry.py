@@ -12,10 +12,9 @@ from tqdm.auto import tqdm
 from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
-    check_finite,
     check_positive,
-    check_reals,
     check_squares,
+    finite_on_host,
     require,
 )
 
@@ -289,10 +288,9 @@ def _distances(a, b):
 
 
 def _centred(x) -> np.ndarray:
-    x = np.asarray(check_reals("x", x))
+    x = finite_on_host("x", x)
     several = x.ndim > 0 and len(x) > 1 and x.size > 0
     require(several, f"x must hold at least two points, got shape {x.shape}")
-    x = x.reshape(len(x), -1).astype(float)
-    check_finite("x", x)
+    x = x.reshape(len(x), -1)
     check_squares("x", x)
     return x - x.mean(0)

@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+from numpyro_neb._internal.checks import require
+
 SUMS = "SHA256SUMS"
 
 
@@ -40,18 +42,15 @@ def check_sums(folder: Path) -> None:
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = _digests(folder)
     for name in sorted(stated.keys() | found.keys()):
-        if name not in found:
-            raise ValueError(f"{name} is missing")
         if name not in stated and Path(name).name.startswith("."):
             continue  # what a desktop or a network file system leaves behind, and nothing reads
-        if name not in stated:
-            raise ValueError(f"{name} is not among its {SUMS}")
-        if found[name] != stated[name]:
-            raise ValueError(f"the checksum of {name} does not fit")
+        require(name in found, f"{name} is missing")
+        require(name in stated, f"{name} is not among its {SUMS}")
+        require(found[name] == stated[name], f"the checksum of {name} does not fit")
 
 
 def check_plain(folder: Path) -> None:
-    """Raises a ValueError where a folder holds anything but files and folders.
+    """Raises a ValueError if a folder holds anything but files and folders.
 
     Through a symbolic link one would read or write elsewhere, and at a pipe wait for ever.
     """
@@ -61,10 +60,10 @@ def check_plain(folder: Path) -> None:
                 mode = path.lstat().st_mode
             except FileNotFoundError:  # another process has removed it
                 continue
-            if stat.S_ISLNK(mode):
-                raise ValueError(f"{path} is a symbolic link, and might lead elsewhere")
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ValueError(f"{path} is neither a file nor a folder")
+            link = stat.S_ISLNK(mode)
+            require(not link, f"{path} is a symbolic link, and might lead elsewhere")
+            plain = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+            require(plain, f"{path} is neither a file nor a folder")
 
 
 def _digests(folder):

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
-from numpyro_neb._internal.checks import check_events
+from numpyro_neb._internal.events import check_events
 
 
 def over_batch(

@@ -226,6 +226,14 @@ def check_finite(name: str, array: Array | np.ndarray, *, in_jax: bool = False) 
         require(finite, f"{name} must be finite, got NaN or infinity{cast}")
 
 
+def check_shape(name: str, array: Array | np.ndarray, shape: tuple[int | str, ...]) -> None:
+    """Raises a ValueError unless an array has a shape; a dimension given by a name has any size."""
+    fits = [isinstance(b, str) or a == b for a, b in zip(array.shape, shape, strict=False)]
+    wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+    same = array.ndim == len(shape) and all(fits)
+    require(same, f"{name} must have shape {wanted}, got {array.shape}")
+
+
 def check_squares(name: str, array: np.ndarray, unit: float = 1.0) -> None:
     """Raises a ValueError if a square, also in that unit, would overflow float64."""
     largest, limit = np.abs(array).max(), 1e150 * min(1.0, unit)
@@ -248,6 +256,18 @@ def finite(name: str, value: Any) -> Float[Array, "..."]:
     array = rounded(check_reals(name, value), jnp.result_type(float))
     check_finite(name, array)
     return jnp.asarray(array)
+
+
+def finite_on_host(name: str, value: Any, *, in_jax: bool = False) -> Float[np.ndarray, "..."]:
+    """Finite real numbers as a NumPy array of float64; see `check_finite` for `in_jax`.
+
+    Raises:
+        TypeError: If they are not real numbers.
+        ValueError: If one is NaN or infinite.
+    """
+    array = np.asarray(check_reals(name, value), float)
+    check_finite(name, array, in_jax=in_jax)
+    return array
 
 
 def check_result(name: str, out: Any, shape: tuple[int, ...], hint: str = "") -> None:

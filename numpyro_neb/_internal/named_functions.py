@@ -29,14 +29,14 @@ def find_function(name: str) -> Callable:
     """The function that `function_name` gave that name.
 
     Raises:
-        ValueError: If it is no public function of jax.nn or jax.numpy.
+        ValueError: If it is not a public function of jax.nn or jax.numpy.
     """
     if name == "equinox.identity":
         return _IDENTITY
     module, _, attribute = name.rpartition(".")
     function = getattr({"jax.nn": jax.nn, "jax.numpy": jnp}.get(module), attribute, None)
     if attribute.startswith("_") or not callable(function):
-        raise ValueError(f"{name} is no public function of jax.nn or jax.numpy")
+        raise ValueError(f"{name} is not a public function of jax.nn or jax.numpy")
     return function
 
 

@@ -17,9 +17,9 @@ from numpyro.infer import MCMC
 
 import numpyro_neb as neb
 from numpyro_neb._internal.atomic_files import write_whole
-from numpyro_neb._internal.checks import check_count, check_finite
+from numpyro_neb._internal.checks import check_count, check_finite, require
+from numpyro_neb._internal.events import check_rows
 from numpyro_neb.energies.base import trainable
-from numpyro_neb.training.minibatches import check_shape
 
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
 _TRAIN = """\
@@ -165,11 +165,11 @@ def _train(arguments):
     check_count("--steps", arguments.steps)
     check_count("--likelihood-steps", arguments.likelihood_steps, 0)
     data = _array(arguments.data)
-    check_shape("data", data, data.shape[1:])
+    check_rows("data", data, data.shape[1:])
     sigma = _sigma(arguments.sigma, data)
     num_held_out = round(arguments.held_out * len(data))
-    if not 0 <= num_held_out < len(data):
-        raise ValueError(f"--held-out must be between 0 and 1, got {arguments.held_out}")
+    some = 0 <= num_held_out < len(data)
+    require(some, f"--held-out must be between 0 and 1, got {arguments.held_out}")
     train, held_out = data[: len(data) - num_held_out], data[len(data) - num_held_out :]
     key_network, key = jax.random.split(jax.random.key(arguments.seed))
     network, shape = _network(arguments, data.shape[1:], key_network), data.shape[1:]

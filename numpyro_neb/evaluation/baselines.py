@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from numpyro_neb._internal.batching import in_chunks
-from numpyro_neb.energies.base import AbstractEnergy, in_dtype_of
+from numpyro_neb._internal.events import in_dtype_of
+from numpyro_neb.energies.base import AbstractEnergy
 from numpyro_neb.energies.mixture import MixtureEnergy
 
 

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from numpyro_neb._internal.atomic_files import write_whole
-from numpyro_neb._internal.checks import check_path, short
+from numpyro_neb._internal.checks import check_type, require, short
 from numpyro_neb._internal.configurations import (
     UnknownModuleError,
     describe,
@@ -52,7 +52,7 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
         >>> neb.load(path).sigma
         Array(1., dtype=float32)
     """
-    check_path("path", path)
+    check_type("path", path, str | os.PathLike, "a path")
     check_energy(energy, conditional=True)
     write_arrays(path, _FORMAT, describe(energy), _named_arrays(energy))
 
@@ -84,8 +84,8 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
     if like is not None:
         check_energy(like, conditional=True)
         return _filled(like, tensors, path, exact=True)
-    if np.ndim(tensors.get("sigma", 0.0)) > 0:
-        raise ValueError(f"{path} holds several stacked energies: pass like=, such a stack")
+    single = np.ndim(tensors.get("sigma", 0.0)) == 0
+    require(single, f"{path} holds several stacked energies: pass like=, such a stack")
     try:
         energy = rebuilt(config, tensors)
         check_energy(energy, conditional=True)
@@ -105,20 +105,18 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
 def _filled(energy, tensors, path, exact):
     """`energy` with the file's arrays; their dtypes must be the energy's own where `exact`."""
     expected = _named_arrays(energy)
-    if expected.keys() != tensors.keys():
-        odd = short(sorted(expected.keys() ^ tensors.keys()))
-        raise ValueError(f"{path} holds another energy: these arrays are in one only: {odd}")
+    odd = short(sorted(expected.keys() ^ tensors.keys()))
+    same = expected.keys() == tensors.keys()
+    require(same, f"{path} holds another energy: these arrays are in one only: {odd}")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tensor.shape}, expected {expected[name].shape}"
-            )
-        if exact and tensor.dtype != expected[name].dtype:
-            raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {expected[name].dtype}")
-        if not jnp.issubdtype(tensor.dtype, jnp.floating) and not exact:
-            raise ValueError(f"{path}: {name} is {tensor.dtype}, expected a floating-point type")
-        if jnp.asarray(tensor[:0] if tensor.ndim else tensor).dtype != tensor.dtype:
-            raise ValueError(f"{path} holds {tensor.dtype}: set jax_enable_x64 to load it")
+        shape, dtype = expected[name].shape, tensor.dtype
+        fits = tensor.shape == shape
+        require(fits, f"{path}: {name} has shape {tensor.shape}, expected {shape}")
+        fits = dtype == expected[name].dtype if exact else jnp.issubdtype(dtype, jnp.floating)
+        wanted = expected[name].dtype if exact else "a floating-point type"
+        require(fits, f"{path}: {name} is {dtype}, expected {wanted}")
+        kept = jax.dtypes.canonicalize_dtype(dtype) == dtype
+        require(kept, f"{path} holds {dtype}: set jax_enable_x64 to load it")
     arrays, rest = eqx.partition(energy, _is_array)
     arrays = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.asarray(tensors[_name(path)]), arrays
@@ -149,7 +147,7 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
         ValueError: If the file is truncated, damaged, of another kind, or of another version.
         FileNotFoundError: If there is no such file.
     """
-    check_path("path", path)
+    check_type("path", path, str | os.PathLike, "a path")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     _check_extent(Path(path))
@@ -161,22 +159,17 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors, and NumPy given a shape or dtype it does not have
         raise ValueError(f"{path} is damaged: {error}") from None
-    if metadata.get("format") != format_name:
-        raise ValueError(
-            f"{path} is a safetensors file, but numpyro_neb did not write it as a {format_name}"
-        )
+    foreign = f"{path} is a safetensors file, but numpyro_neb did not write it as a {format_name}"
+    require(metadata.get("format") == format_name, foreign)
     intact = metadata.get("sha256") == _digest(metadata, tensors)
-    if (version := metadata.get("version")) != str(_VERSION):
-        theirs, hint = short(version).strip("'"), "" if intact else ", or it is damaged"
-        raise ValueError(
-            f"{path} has format version {theirs}, and this numpyro_neb reads {_VERSION}:"
-            f" another numpyro_neb wrote it{hint}"
-        )
-    if not intact:
-        raise ValueError(f"{path} is damaged: its contents do not match its SHA-256")
+    version, hint = metadata.get("version"), "" if intact else ", or it is damaged"
+    known, theirs = version == str(_VERSION), short(version).strip("'")
+    what = f"format version {theirs}, and this numpyro_neb reads {_VERSION}"
+    require(known, f"{path} has {what}: another numpyro_neb wrote it{hint}")
+    require(intact, f"{path} is damaged: its contents do not match its SHA-256")
     config = metadata.get("config", "")
-    if len(config) > _LARGEST_CONFIG:
-        raise ValueError(f"{path} has a configuration of {len(config)} characters")
+    length = len(config)
+    require(length <= _LARGEST_CONFIG, f"{path} has a configuration of {length} characters")
     try:
         return json.loads(config), tensors
     except (ValueError, RecursionError) as error:
@@ -184,14 +177,14 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
 
 
 def _check_extent(path):
-    """Raises a ValueError where a file is shorter or longer than its own header says."""
+    """Raises a ValueError if a file is shorter or longer than its own header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size >= 8 and length > _LARGEST_HEADER:
-            raise ValueError(f"{path} is no safetensors file, or its first bytes are damaged")
-        if size < 8 + length or size < 8:
-            raise ValueError(f"{path} is truncated: it ends in its header, after {size} bytes")
+        foreign = size >= 8 and length > _LARGEST_HEADER
+        require(not foreign, f"{path} is no safetensors file, or its first bytes are damaged")
+        whole = size >= 8 + length
+        require(whole, f"{path} is truncated: it ends in its header, after {size} bytes")
         header = file.read(length)
     try:
         entries = json.loads(header)
@@ -202,10 +195,8 @@ def _check_extent(path):
             f"{path} is no safetensors file, or its header is damaged: {short(str(error))}"
         ) from None
     stated = 8 + length + max(ends, default=0)
-    if size < stated:
-        raise ValueError(f"{path} is truncated: it has {size} bytes of {stated}")
-    if size > stated:
-        raise ValueError(f"{path} is damaged: it has {size} bytes, and should have {stated}")
+    require(size >= stated, f"{path} is truncated: it has {size} bytes of {stated}")
+    require(size <= stated, f"{path} is damaged: it has {size} bytes, and should have {stated}")
 
 
 def fingerprint(energy: AbstractEnergy) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from numpyro_neb._internal.atomic_files import check_plain, check_sums, write_sums
-from numpyro_neb._internal.checks import short
+from numpyro_neb._internal.checks import require, short
 from numpyro_neb.training.devices import Devices, digest
 
 _FORMAT = "numpyro_neb training"
@@ -71,13 +72,13 @@ class Checkpoints:
         identity: dict[str, Any],
         devices: Devices,
     ):
-        if isinstance(every, bool) or not isinstance(every, int | timedelta):
-            raise TypeError(f"checkpoint_every must be an int or a timedelta, got {every!r}")
-        if (every if isinstance(every, int) else every.total_seconds()) <= 0:
-            raise ValueError(f"checkpoint_every must be positive, got {every!r}")
+        fits = isinstance(every, int | timedelta) and not isinstance(every, bool)
+        require(fits, f"checkpoint_every must be an int or a timedelta, got {every!r}", TypeError)
+        some = every > (0 if isinstance(every, int) else timedelta(0))
+        require(some, f"checkpoint_every must be positive, got {every!r}")
         self.folder, self.every = Path(folder).absolute(), every
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"checkpoint_dir must be a folder, got the file {folder}")
+        is_file = self.folder.exists() and not self.folder.is_dir()
+        require(not is_file, f"checkpoint_dir must be a folder, got the file {folder}")
         check_plain(self.folder)
         self.identity, self.devices = identity, devices
         self._ocp = ocp = load_orbax()
@@ -141,8 +142,8 @@ class Checkpoints:
             check_sums(path)
             found = self._manager.restore(done, args=args.Composite(header=args.JsonRestore()))
             header = found["header"]
-            if header.pop("sha256") != _digest_of_header(header):
-                raise _damaged(path, "the checksum of its header does not fit")
+            intact = header.pop("sha256") == _digest_of_header(header)
+            _require(intact, _damaged(path, "the checksum of its header does not fit"))
             self._check_header(header, path)
             # Where the arrays are to lie: the devices that wrote them may be gone.
             abstract = [
@@ -151,14 +152,14 @@ class Checkpoints:
             ]
             restore = args.Composite(state=args.StandardRestore(abstract))
             leaves = self._manager.restore(done, args=restore)["state"]
-            if digest(leaves) != header["arrays"]:
-                raise _damaged(path, "the checksum of its arrays does not fit")
+            intact = digest(leaves) == header["arrays"]
+            _require(intact, _damaged(path, "the checksum of its arrays does not fit"))
             validation = [(int(step), float(x)) for step, x in header["progress"]["validation"]]
             progress = {"stopped": bool(header["progress"]["stopped"]), "validation": validation}
         except _RefusedError as error:
             raise ValueError(str(error)) from None
         except Exception as error:  # orbax and tensorstore raise of every kind
-            raise ValueError(str(_damaged(path, error))) from error
+            raise ValueError(_damaged(path, error)) from error
         return done, jax.tree.unflatten(jax.tree.structure(state), leaves), progress
 
     def close(self) -> None:
@@ -166,22 +167,20 @@ class Checkpoints:
         self._manager.close()
 
     def _check_header(self, header, path):
-        if header["format"] != _FORMAT:
-            raise _RefusedError(f"{path} is no checkpoint of numpyro_neb")
+        ours = header["format"] == _FORMAT
+        _require(ours, f"{path} is no checkpoint of numpyro_neb")
         version = header["version"]
-        if version not in (1, _VERSION):
-            raise _RefusedError(
-                f"{path} has format version {short(version)}, and this numpyro_neb reads"
-                f" {_VERSION}: another numpyro_neb wrote it"
-            )
+        what = f"format version {short(version)}, and this numpyro_neb reads {_VERSION}"
+        known = version in (1, _VERSION)
+        _require(known, f"{path} has {what}: another numpyro_neb wrote it")
         theirs = header["identity"] if version == _VERSION else identity_of_version_1(header)
         for name, value in self.identity.items():
-            if theirs.get(name) != value:
-                raise _RefusedError(
-                    f"checkpoint_dir {self.folder} holds a training with another {in_words(name)}"
-                    f" ({short(theirs.get(name))}, now {short(value)}): give the same to go on"
-                    " with it, or another folder"
-                )
+            both = f"{in_words(name)} ({short(theirs.get(name))}, now {short(value)})"
+            _require(
+                theirs.get(name) == value,
+                f"checkpoint_dir {self.folder} holds a training with another {both}:"
+                " give the same to go on with it, or another folder",
+            )
 
 
 def identity_of_version_1(header: dict[str, Any]) -> dict[str, Any]:
@@ -203,10 +202,11 @@ class _RefusedError(Exception):
     """A checkpoint that is there, and can't be taken up."""
 
 
+_require = partial(require, error=_RefusedError)
+
+
 def _damaged(path, why):
-    return _RefusedError(
-        f"the checkpoint {path} is damaged ({why}): delete it to go on from the one before"
-    )
+    return f"the checkpoint {path} is damaged ({why}): delete it to go on from the one before"
 
 
 def describe(tree: PyTree) -> list[str]:

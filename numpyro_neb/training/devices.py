@@ -11,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from numpyro_neb._internal.checks import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
@@ -82,20 +84,15 @@ class Devices:
         if self.sharding is None:
             return jax.numpy.asarray(part)
         parts = self.num_parts // jax.process_count()
-        if len(part) % parts:
-            raise ValueError(
-                f"a batch of data must be divisible by the {parts} devices of this process,"
-                f" got {len(part)} examples"
-            )
+        what = f"divisible by the {parts} devices of this process, got {len(part)} examples"
+        require(len(part) % parts == 0, f"a batch of data must be {what}")
         return jax.make_array_from_process_local_data(self.sharding, np.asarray(part))
 
     def check_batch_size(self, batch_size: int | None) -> None:
         """Raises a ValueError unless the devices share a minibatch equally."""
-        if batch_size is not None and batch_size % self.num_parts:
-            raise ValueError(
-                f"batch_size must be divisible by the {self.num_parts} devices of sharding,"
-                f" got {batch_size}"
-            )
+        shared = batch_size is None or batch_size % self.num_parts == 0
+        what = f"divisible by the {self.num_parts} devices of sharding, got {batch_size}"
+        require(shared, f"batch_size must be {what}")
 
     def decided(self, choice: bool) -> bool:
         """What the first process has decided, known to all."""
@@ -115,12 +112,9 @@ class Devices:
         mine = np.frombuffer(b"".join(digests), np.uint8).reshape(len(arguments), -1)
         everyones = np.asarray(multihost_utils.process_allgather(mine))
         differ = np.any(everyones != everyones[:1], axis=(0, 2))
-        names = [name for name, other in zip(arguments, differ, strict=True) if other]
-        if names:
-            raise ValueError(
-                f"every process must give fit the same, got another {names[0]} in some of the"
-                f" {len(everyones)} processes"
-            )
+        for name, other in zip(arguments, differ, strict=True):
+            some = f"got another {name} in some of the {len(everyones)} processes"
+            require(not other, f"every process must give fit the same, {some}")
 
     def _copied(self, x, everywhere):
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -158,27 +152,28 @@ def devices_of(sharding: Any) -> Devices:
     """
     if sharding is None:
         return Devices()
-    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
-        raise TypeError(
-            "sharding must be a jax.sharding.NamedSharding of a mesh of devices, as in"
-            ' NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch")),'
-            f" got {type(sharding).__name__}"
-        )
+    require(
+        isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh),
+        "sharding must be a jax.sharding.NamedSharding of a mesh of devices, as in"
+        ' NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch")),'
+        f" got {type(sharding).__name__}",
+        TypeError,
+    )
     mesh, spec = sharding.mesh, tuple(sharding.spec)
     first = spec[0] if spec and isinstance(spec[0], tuple) else spec[:1]
-    if set(first) != set(mesh.axis_names) or any(spec[1:]):
-        raise ValueError(
-            "sharding must split the first axis, and no other, over all axes of its mesh,"
-            f" {mesh.axis_names}, got {sharding.spec}"
-        )
+    require(
+        set(first) == set(mesh.axis_names) and not any(spec[1:]),
+        "sharding must split the first axis, and no other, over all axes of its mesh,"
+        f" {mesh.axis_names}, got {sharding.spec}",
+    )
     counts = np.bincount(
         [d.process_index for d in mesh.devices.flat], minlength=jax.process_count()
     )
-    if len(set(counts)) > 1:
-        raise ValueError(
-            "the mesh of sharding must have as many devices of each process, got"
-            f" {counts.tolist()} of {len(counts)} processes: jax.devices() are all of them"
-        )
+    require(
+        len(set(counts)) == 1,
+        "the mesh of sharding must have as many devices of each process, got"
+        f" {counts.tolist()} of {len(counts)} processes: jax.devices() are all of them",
+    )
     # Explicit axes, jax.make_mesh's default, would make shapes' types out of shardings.
     automatic = Mesh(mesh.devices, mesh.axis_names)
     return Devices(NamedSharding(automatic, PartitionSpec(spec[0])))

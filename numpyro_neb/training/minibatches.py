@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from numpyro_neb._internal.checks import check_finite, check_floats, check_rows
+from numpyro_neb._internal.checks import check_finite, require
+from numpyro_neb._internal.events import check_rows
 from numpyro_neb.training.devices import Devices, digest
 
 
@@ -48,15 +49,14 @@ def minibatches_of(
     """
     is_array = hasattr(data, "shape") and hasattr(data, "dtype")
     if not is_array and isinstance(data, Iterable) and not isinstance(data, list | tuple):
-        if batch_size is not None:
-            raise ValueError("batch_size must be left out where data are batches, got both")
+        require(batch_size is None, "batch_size must be left out where data are batches, got both")
         feed = lambda start, _: _given(data, event_shape, start, devices)  # noqa: E731
         return Minibatches(feed, lambda batch, _: batch, "iterable")
     if batch_size is None:
         raise ValueError("batch_size must be given where data are an array")
     rows = lambda n, key: jax.random.randint(key, (batch_size,), 0, n)  # noqa: E731
     if isinstance(data, np.ndarray) and _is_on_disk(data):
-        check_shape("data", data, event_shape)
+        check_rows("data", data, event_shape)
         choose = jax.jit(jax.vmap(lambda key, i: rows(len(data), step_keys(key, i)[0]), (None, 0)))
         feed = lambda start, key: _read(data, choose, start, key, devices)  # noqa: E731
         return Minibatches(feed, lambda batch, _: batch, f"array {list(data.shape)}")
@@ -69,16 +69,9 @@ def minibatches_of(
 
 def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
     """The data as an array on the device, once known to be finite floats of that shape."""
-    data = check_shape(name, data, event_shape)
+    data = check_rows(name, data, event_shape)
     check_finite(name, data, in_jax=True)
     return jnp.asarray(data)
-
-
-def check_shape(name: str, data: Any, event_shape: tuple[int, ...]) -> Array | np.ndarray:
-    """The data as an array, once known to be floats of shape (n, *event_shape)."""
-    data = check_floats(name, data)
-    check_rows(name, data, event_shape)
-    return data
 
 
 def _is_on_disk(data):
@@ -104,10 +97,10 @@ def _given(batches, event_shape, start, devices):
         before = count
         for batch in batches:
             if count >= start:
-                yield devices.from_parts(check_shape("a batch of data", batch, event_shape))
+                yield devices.from_parts(check_rows("a batch of data", batch, event_shape))
             count += 1
-        if once or count == before:
-            raise ValueError(
-                f"data ended after {count} batches, before num_steps: an iterator gives its batches"
-                " once, a DataLoader or a list's like begins again"
-            )
+        require(
+            count > before and not once,
+            f"data ended after {count} batches, before num_steps: an iterator gives its batches"
+            " once, a DataLoader or a list's like begins again",
+        )
