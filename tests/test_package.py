@@ -29,7 +29,7 @@ ARROWS = {
     "streaming": {"_internal", "diagnostics", "files", "sampling", "training"},
     "plots": {"_internal", "diagnostics", "energies", "evaluation", "geometry", "memories"},
     # A user of the package, beside which it knows a few rooms.
-    "cli": {"the front door", "_internal", "energies", "training"},
+    "cli": {"the front door", "_internal", "energies"},
     "__main__": {"cli"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
