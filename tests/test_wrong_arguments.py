@@ -15,6 +15,7 @@ FOLDERS = (
     "integrators",
     "models",
     "networks",
+    "posteriors",
     "sampling",
     "streaming",
     "training",
@@ -27,7 +28,10 @@ TABLES = [
 REASONS = {
     "a result, which the package makes": {
         "empirical_bayes.MixtureFit",
+        "empirical_bayes.LinearisedPosterior",
+        "empirical_bayes.MixturePosterior",
         "empirical_bayes.PosteriorComponents",
+        "empirical_bayes.PosteriorDistribution",
         "evaluation.Baseline",
         "evaluation.Evaluation",
         "evaluation.PairedTest",
@@ -39,6 +43,8 @@ REASONS = {
         "models.LogNormalizer",
         "networks.LinenNetwork",
         "networks.NNXNetwork",
+        "posteriors.LinearisedPosterior",
+        "posteriors.MixturePosterior",
         "sampling.WalkJumpState",
         "training.FitResult",
         "training.PersistentChains",
@@ -58,7 +64,13 @@ REASONS = {
         "energies.initial_position",
         "evaluation.paired_test",
     },
-    "takes any pytree": {"energies.Frozen", "energies.trainable"},
+    "takes any pytree": {"energies.Frozen", "energies.NonTrainable", "energies.trainable"},
+    "takes nothing": {
+        "empirical_bayes.Diagonal",
+        "empirical_bayes.Full",
+        "posteriors.Diagonal",
+        "posteriors.Full",
+    },
 }
 
 

@@ -1,7 +1,6 @@
 """The law of X given Y=y: exact under a mixture, a Gaussian of matched moments otherwise."""
 
 from numpyro_neb.posteriors.base import AbstractPosterior
-from numpyro_neb.posteriors.components import Components
 from numpyro_neb.posteriors.linearised import LinearisedPosterior
 from numpyro_neb.posteriors.mixture import MixturePosterior
 from numpyro_neb.posteriors.spreads import AbstractSpread, Diagonal, Full, Isotropic
@@ -9,7 +8,6 @@ from numpyro_neb.posteriors.spreads import AbstractSpread, Diagonal, Full, Isotr
 __all__ = [
     "AbstractPosterior",
     "AbstractSpread",
-    "Components",
     "Diagonal",
     "Full",
     "Isotropic",

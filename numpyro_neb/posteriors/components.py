@@ -127,7 +127,8 @@ class Components(NamedTuple):
             sums = _weighted(weights, *values(part))
             return (top, total, sums if carry[2] is None else shrink * carry[2] + sums), None
 
-        lowest = jnp.full((), jnp.finfo(sigma.dtype).min, sigma.dtype)
+        dtype = jnp.promote_types(y.dtype, sigma.dtype)
+        lowest = jnp.full((), jnp.finfo(dtype).min, dtype)
         carry = (lowest, jnp.zeros_like(lowest), None)
         if values is not None:
             shapes = jax.eval_shape(lambda: step(carry, 0)[0][2])

@@ -50,7 +50,7 @@ class Diagonal(AbstractSpread):
 class Isotropic(AbstractSpread):
     """The mean of the variances: few products, for large d.
 
-    Attributes:
+    Args:
         num_probes: Products at most. They go along orthogonal directions, the same at every y, so
             that the variance is a smooth function of y; with d of them it is exact.
 
@@ -58,10 +58,10 @@ class Isotropic(AbstractSpread):
         ValueError: If num_probes is not a positive int.
     """
 
-    num_probes: int = eqx.field(static=True, default=16)
+    num_probes: int = eqx.field(static=True)
 
-    def __check_init__(self):
-        check_count("num_probes", self.num_probes)
+    def __init__(self, num_probes: int = 16):
+        self.num_probes = check_count("num_probes", num_probes)
 
     def root(
         self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
@@ -103,7 +103,7 @@ def projected_root(
         negative.
     """
     values, vectors, kept = _eigen(matrix)
-    return (vectors * jnp.sqrt(kept)) @ vectors.T, _negative(values)
+    return (vectors * jnp.sqrt(kept)[None]) @ vectors.T, _negative(values)
 
 
 @projected_root.defjvp
@@ -120,7 +120,7 @@ def _projected_root_jvp(primals, tangents):
     weights = slope / (roots[:, None] + roots[None, :])
     inner = vectors.T @ tangent @ vectors
     negative = _negative(values)
-    out = (vectors * roots) @ vectors.T, negative
+    out = (vectors * roots[None]) @ vectors.T, negative
     return out, (vectors @ (weights * inner) @ vectors.T, jnp.zeros_like(negative))
 
 

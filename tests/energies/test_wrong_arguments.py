@@ -61,12 +61,33 @@ def buffers(shape):
 
 ROWS = (
     Rows(neb.AbstractEnergy, {}, [Wrong("itself", {}, TypeError, "abstract")]),
+    Rows(neb.energies.AbstractEnergyFamily, {}, [Wrong("itself", {}, TypeError, "abstract")]),
+    Rows(
+        type(OWN),
+        {},
+        [
+            Wrong(
+                "not scalar",
+                {"value": lambda y: y**2},
+                ValueError,
+                r"energy must return an array of shape \(\), got \(2,\)",
+            ),
+            Wrong("of ints", {"value": jnp.argmax}, ValueError, "energy must return floats, got i"),
+            Wrong(
+                "raises",
+                {"value": lambda y: y @ 3},
+                ValueError,
+                r"energy must take one array .*\(2,\); it ra",
+            ),
+        ],
+    ),
     Rows(neb.AbstractEnergy.score, {"self": OWN}, EVENTS),
     Rows(neb.AbstractEnergy.denoise, {"self": OWN}, EVENTS),
+    Rows(neb.AbstractEnergy.posterior, {"self": OWN}, EVENTS),
     *(
         Rows(getattr(type(energy), method), {"self": energy}, EVENTS)
         for energy in MADE.values()
-        for method in ("__call__", "score", "denoise")
+        for method in ("__call__", "score", "denoise", "posterior")
     ),
     *(
         Rows(

@@ -97,7 +97,7 @@ class TestEveryPosterior:
         marginal = density.sum(1) * step
         np.testing.assert_allclose(marginal @ grid * step, found.mean[0], rtol=1e-5)
         # The trapezium rule up to x_0 = 0.3, a point of the grid.
-        below = (marginal[: 127].sum() - marginal[126] / 2) * step
+        below = (marginal[:127].sum() - marginal[126] / 2) * step
         np.testing.assert_allclose(found.cdf(0.3)[0], below, atol=1e-4)
 
     @ALL
@@ -136,7 +136,7 @@ def test_linearised_is_exact_for_a_gaussian(x64):
 
 
 @pytest.mark.parametrize("energy", [SPIKE, MODES], ids=["spike and slab", "two modes"])
-@pytest.mark.parametrize("y", [0.1, 2.5])
+@pytest.mark.parametrize("y", [0.1, 1.0])
 def test_laws_that_are_no_gaussians(energy, y, x64):
     """By quadrature of prior times likelihood, which knows nothing of components given y."""
     weights, means, covariances = targets.components(energy)
@@ -157,7 +157,8 @@ def test_laws_that_are_no_gaussians(energy, y, x64):
     # The Gaussian of matched moments has the same spread, and another law.
     matched = linearised(energy, y)
     np.testing.assert_allclose(matched.variance, found.variance, rtol=1e-6)
-    assert abs(matched.cdf(0.0) - found.cdf(0.0)) > 0.01
+    x = jnp.linspace(-3, 5, 81)
+    assert np.abs(jax.vmap(matched.cdf)(x) - jax.vmap(found.cdf)(x)).max() > 0.01
 
 
 def test_atoms_keep_a_zero_on_both_sides(x64):

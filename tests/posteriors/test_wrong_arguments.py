@@ -1,0 +1,26 @@
+import jax.numpy as jnp
+import pytest
+from wrong_arguments import MIXTURE, Rows, Wrong, cases, wrong_counts, wrong_keys, wrong_numbers
+
+from numpyro_neb import posteriors
+
+POSTERIOR = MIXTURE.posterior(jnp.zeros(2))
+ABSTRACT = [Wrong("itself", {}, TypeError, "abstract")]
+
+ROWS = (
+    Rows(posteriors.AbstractPosterior, {}, ABSTRACT),
+    Rows(posteriors.AbstractSpread, {}, ABSTRACT),
+    Rows(posteriors.Isotropic, {}, wrong_counts("num_probes")),
+    Rows(posteriors.MixturePosterior.sample, {"self": POSTERIOR}, wrong_keys()),
+    Rows(
+        posteriors.MixturePosterior.interval,
+        {"self": POSTERIOR},
+        wrong_numbers("probability", share=True),
+    ),
+)
+
+
+@pytest.mark.parametrize(("call", "error", "message"), cases(ROWS))
+def test_the_error_names_the_argument(call, error, message, untyped):
+    with pytest.raises(error, match=message):
+        call()
