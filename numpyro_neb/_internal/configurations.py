@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_neb._internal.checks import short
+from numpyro_neb._internal.checks import require, short
 from numpyro_neb._internal.named_functions import find_function, function_name
 
 _Class = TypeVar("_Class", bound=type)
@@ -156,17 +156,14 @@ def _wrong(array, values):
 
 
 def _built(config, arrays, depth=0):
-    if depth > _DEEPEST:
-        raise ValueError(f"{depth} modules inside each other")
+    require(depth <= _DEEPEST, f"{depth} modules inside each other")
     stated, arguments = _STATED[_checked_name(config)], {}
     for word, value in config.items():
         if word == "class":
             continue
-        if word not in stated.words:
-            raise ValueError(f"the unknown word {short(word)}")
+        require(word in stated.words, f"the unknown word {short(word)}")
         kind = stated.words[word]
-        if not kind.fits(value):
-            raise ValueError(f"{word} must be {kind.what}, got {short(value)}")
+        require(kind.fits(value), f"{word} must be {kind.what}, got {short(value)}")
         if kind is MODULE:
             arguments[word] = _built(value, _inside(word, arrays), depth + 1)
         else:
@@ -183,24 +180,20 @@ def _built(config, arrays, depth=0):
 
 
 def _checked_name(config):
-    if not isinstance(config, dict):
-        raise ValueError(f"{short(config)} is not a configuration")
+    require(isinstance(config, dict), f"{short(config)} is not a configuration")
     name = config.get("unknown", config.get("class"))
-    if not isinstance(name, str):
-        raise ValueError(f"class must be a name, got {short(name)}")
-    if "unknown" in config or name not in _STATED:
-        raise UnknownModuleError(short(name).strip("'"))
+    require(isinstance(name, str), f"class must be a name, got {short(name)}")
+    known = "unknown" not in config and name in _STATED
+    require(known, short(name).strip("'"), UnknownModuleError)
     return name
 
 
 def _check_in_file(layers, sizes, arrays):
     """Refuses a module larger than the file before any of it is built."""
-    if layers > len(arrays):
-        raise ValueError(f"{layers} layers with {len(arrays)} arrays")
+    require(layers <= len(arrays), f"{layers} layers with {len(arrays)} arrays")
     numbers = sum(array.size for array in arrays.values())
     for word, size in sizes.items():
-        if size > numbers:
-            raise ValueError(f"{word} of {size} with {numbers} numbers")
+        require(size <= numbers, f"{word} of {size} with {numbers} numbers")
 
 
 def _inside(word, arrays):
@@ -238,8 +231,7 @@ def _is_text(value):
 def _activation(name):
     function = find_function(name)
     out = jax.eval_shape(function, jax.ShapeDtypeStruct((3,), jnp.result_type(float)))
-    if getattr(out, "shape", None) != (3,):
-        raise ValueError(f"{short(name)} is not an activation")
+    require(getattr(out, "shape", None) == (3,), f"{short(name)} is not an activation")
     return function
 
 

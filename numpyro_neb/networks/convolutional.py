@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb._internal.checks import (
     check_count,
-    check_function,
     check_key,
     check_sizes,
+    check_type,
 )
 from numpyro_neb._internal.configurations import ACTIVATION, SHAPE, SIZE, SIZES, TRUTH, configured
 
@@ -91,7 +91,7 @@ class ConvNet(eqx.Module):
         self.event_shape, self.channels = tuple(event_shape), _channels(channels)
         self.bottleneck = check_count("bottleneck", bottleneck)
         self.stride = check_count("stride", stride)
-        check_function("activation", activation)
+        check_type("activation", activation, Callable, "callable")
         check_key(key)
         self.activation, self.conditional = activation, conditional
         keys = jax.random.split(key, len(self.channels) + 2)
@@ -184,7 +184,7 @@ class UNet(eqx.Module):
         self.event_shape, self.channels = tuple(event_shape), _channels(channels)
         self.num_blocks = check_count("num_blocks", num_blocks)
         self.patch_size = check_count("patch_size", patch_size)
-        check_function("activation", activation)
+        check_type("activation", activation, Callable, "callable")
         check_key(key)
         self.activation, self.conditional = activation, conditional
         multiple = patch_size * 2 ** (len(self.channels) - 1)

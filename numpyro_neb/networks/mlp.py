@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
-    check_function,
     check_key,
     check_sizes,
+    check_type,
 )
 from numpyro_neb._internal.configurations import (
     ACTIVATION,
@@ -117,7 +117,7 @@ class MLP(eqx.Module):
         key: PRNGKeyArray,
     ):
         check_choice("out", out, ("event", "scalar"))
-        check_function("activation", activation)
+        check_type("activation", activation, Callable, "callable")
         check_key(key)
         self.event_shape = check_sizes("event_shape", event_shape)
         self.out, self.conditional = out, conditional

@@ -15,12 +15,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb._internal.checks import (
     check_count,
-    check_function,
     check_key,
-    check_path,
     check_positive,
     check_result,
-    kind,
+    check_type,
+    require,
 )
 from numpyro_neb.energies.base import AbstractEnergy, check_energy, trainable
 from numpyro_neb.energies.conditional import ConditionalEnergy
@@ -217,28 +216,28 @@ class _Function(AbstractObjective):
 
 
 def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
-    if patience is not None and validation_data is None:
-        raise ValueError("patience needs validation_data: it counts validations")
+    validated = patience is None or validation_data is not None
+    require(validated, "patience needs validation_data: it counts validations")
     if ema_decay is not None:
         check_positive("ema_decay", ema_decay, 1.0)
     if checkpoint_dir is not None:
-        check_path("checkpoint_dir", checkpoint_dir)
+        check_type("checkpoint_dir", checkpoint_dir, str | os.PathLike, "a path")
         load_orbax()
 
 
 def _checked_functions(objective, optimizer, callback, num_steps):
     """The objective, with a state, and the optimiser, its default one where none is given."""
-    check_function("objective", objective)
+    check_type("objective", objective, Callable, "callable")
     if isinstance(objective, type) and issubclass(objective, AbstractObjective):
         raise TypeError(f"objective must be an object, as in {objective.__name__}(), got the class")
     if not isinstance(objective, AbstractObjective):
         objective = _Function(objective)
     if callback is not None:
-        check_function("callback", callback)
+        check_type("callback", callback, Callable, "callable")
     if optimizer is None:
         return objective, objective.optimizer(num_steps)
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {kind(optimizer)}")
+    transformation = optax.GradientTransformation
+    check_type("optimizer", optimizer, transformation, "an optax.GradientTransformation")
     return objective, optimizer
 
 
