@@ -119,11 +119,39 @@ def test_a_word_that_was_added_later_has_its_default(scaled):
         configurations.rebuilt({"class": "tests.Scaled"}, TENSORS)
 
 
-def test_more_layers_than_arrays(scaled):
-    mlp = {"class": "networks.MLP", "event_shape": [1], "width_size": 1, "depth": 2}
-    tensors = {"a": np.ones(9, np.float32)}
-    with pytest.raises(ValueError, match="2 layers with 1 arrays"):
-        configurations.rebuilt(mlp, tensors)
+MLP = {"class": "networks.MLP", "event_shape": [1], "width_size": 1, "depth": 1}
+BARE = {"class": "eqx.nn.MLP", "in_size": 1, "out_size": 1, "width_size": 1, "depth": 1}
+CONVNET = {"class": "networks.ConvNet", "event_shape": [4, 4], "channels": [1]}
+UNET = {"class": "networks.UNet", "event_shape": [4, 4], "channels": [1]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MLP | {"depth": 3}, "3 layers with 2 arrays"),
+        (MLP | {"event_shape": [5, 4]}, "event_shape of 20 with 19 numbers"),
+        (MLP | {"width_size": 20}, "width_size of 20 with 19 numbers"),
+        (BARE | {"depth": 3}, "3 layers with 2 arrays"),
+        (BARE | {"in_size": 20}, "in_size of 20 with 19 numbers"),
+        (BARE | {"out_size": 20}, "out_size of 20 with 19 numbers"),
+        (BARE | {"width_size": 20}, "width_size of 20 with 19 numbers"),
+        (CONVNET | {"channels": [1, 1, 1]}, "3 layers with 2 arrays"),
+        (CONVNET | {"channels": [1, 20]}, "channels of 20 with 19 numbers"),
+        (CONVNET | {"bottleneck": 20}, "bottleneck of 20 with 19 numbers"),
+        (UNET | {"num_blocks": 2, "channels": [1, 1]}, "4 layers with 2 arrays"),
+        (UNET | {"channels": [20]}, "channels of 20 with 19 numbers"),
+    ],
+)
+def test_what_is_larger_than_the_file(config, message):
+    tensors = {"a": np.ones(10, np.float32), "b": np.ones(9, np.float32)}
+    with pytest.raises(ValueError, match=message):
+        configurations.rebuilt(config, tensors)
+
+
+def test_sizes_that_no_array_has_may_be_larger():
+    tensors = {"a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
+    for config in (MLP | {"depth": 0}, BARE | {"depth": 0, "in_size": "scalar"}):
+        configurations.rebuilt(config | {"width_size": 256}, tensors)
 
 
 def test_an_energy_inside_an_energy(tmp_path):
