@@ -64,7 +64,7 @@ REASONS = {
         "energies.initial_position",
         "evaluation.paired_test",
     },
-    "takes any pytree": {"energies.Frozen", "energies.NonTrainable", "energies.trainable"},
+    "takes any pytree": {"energies.NonTrainable", "energies.trainable"},
     "takes nothing": {
         "empirical_bayes.Diagonal",
         "empirical_bayes.Full",

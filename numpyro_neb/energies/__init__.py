@@ -7,11 +7,11 @@ custom module are interchangeable.
 from numpyro_neb.energies.base import (
     AbstractEnergy,
     AbstractEnergyFamily,
-    Frozen,
     NonTrainable,
     initial_position,
     trainable,
 )
+from numpyro_neb.energies.base import NonTrainable as Frozen  # noqa: F401 (its name in 0.1.0)
 from numpyro_neb.energies.conditional import ConditionalEnergy
 from numpyro_neb.energies.mixture import MixtureEnergy
 from numpyro_neb.energies.network import NetworkEnergy, ResidualEnergy
@@ -20,7 +20,6 @@ __all__ = [
     "AbstractEnergy",
     "AbstractEnergyFamily",
     "ConditionalEnergy",
-    "Frozen",
     "MixtureEnergy",
     "NetworkEnergy",
     "NonTrainable",

@@ -166,9 +166,6 @@ class NonTrainable(eqx.Module):
     value: PyTree
 
 
-Frozen = NonTrainable  # its name in 0.1.0
-
-
 def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
     """The filter of what `fit` trains: every inexact array but buffers and `NonTrainable`.
 
@@ -188,7 +185,6 @@ def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
         >>> params.sigma is None
         True
     """
-
     buffers = getattr(energy, "buffers", ())
 
     def mark(path, leaf):
@@ -220,12 +216,13 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
     return loc + jnp.sqrt(energy.scale**2 + energy.sigma**2) * noise
 
 
-def check_energy(energy: Any, *, conditional: bool = False) -> None:
+def check_energy(energy: Any, *, conditional: bool = False, single: bool = False) -> None:
     """Raises a TypeError, which says how to wrap a network or function, unless given an energy.
 
     Args:
         energy: One energy, or several stacked along leading dimensions of their arrays.
         conditional: Whether an `AbstractEnergyFamily` will do as well.
+        single: Whether stacked energies will not do: then they raise a ValueError.
     """
     wanted = f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}"
     if isinstance(energy, AbstractEnergyFamily):
@@ -240,6 +237,12 @@ def check_energy(energy: Any, *, conditional: bool = False) -> None:
         " NetworkEnergy(network, sigma, event_shape), and one that returns an array of the event"
         " shape as ResidualEnergy(network, sigma, event_shape)",
         TypeError,
+    )
+    stack = jnp.shape(energy.sigma)
+    require(
+        stack == () or not single,
+        f"energy must be a single one, with a scalar sigma, got a stack of shape {stack}:"
+        " take its energies one by one",
     )
 
 

@@ -10,9 +10,17 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb._internal.checks import Numbers, check_key, check_positive, check_reals, finite
-from numpyro_neb._internal.events import as_event
+from numpyro_neb._internal.checks import (
+    Numbers,
+    check_key,
+    check_positive,
+    check_reals,
+    check_shape,
+    finite,
+    require,
+)
 from numpyro_neb._internal.configurations import Values, configured
+from numpyro_neb._internal.events import as_event
 from numpyro_neb.energies.base import AbstractEnergy
 from numpyro_neb.posteriors.components import Components, contract
 from numpyro_neb.posteriors.mixture import MixturePosterior
@@ -90,10 +98,8 @@ class MixtureEnergy(AbstractEnergy):
         covariances: Numbers | None = None,
     ):
         locs = finite("locs", locs)
-        if locs.ndim == 0 or locs.size == 0:
-            raise ValueError(
-                f"locs must have shape (K, *event_shape), none empty, got {locs.shape}"
-            )
+        some = locs.ndim > 0 and locs.size > 0
+        require(some, f"locs must have shape (K, *event_shape), none empty, got {locs.shape}")
         count, dim = locs.shape[0], locs[0].size
         self.locs, self.event_shape = locs, locs.shape[1:]
         self.sigma = jnp.asarray(check_positive("sigma", sigma), float)
@@ -183,11 +189,10 @@ def _normalised(log_weights, count):
     if log_weights is None:
         return jnp.full((count,), -jnp.log(count), dtype=float)
     log_weights = jnp.asarray(check_reals("log_weights", log_weights), dtype=float)
-    if log_weights.shape != (count,):
-        raise ValueError(f"log_weights must have shape ({count},), got {log_weights.shape}")
+    check_shape("log_weights", log_weights, (count,))
     total = jax.nn.logsumexp(log_weights)
-    if not isinstance(total, Tracer) and not np.isfinite(total):
-        raise ValueError("log_weights must hold a finite value, and no NaN or +infinity")
+    known = isinstance(total, Tracer) or np.isfinite(total)
+    require(known, "log_weights must hold a finite value, and no NaN or +infinity")
     return log_weights - total
 
 
@@ -195,12 +200,12 @@ def _factorised(covariances, shape):
     if covariances is None:
         return None, None
     covariances = finite("covariances", covariances)
-    if covariances.shape != shape:
-        raise ValueError(f"covariances must have shape {shape}, got {covariances.shape}")
+    check_shape("covariances", covariances, shape)
     spreads, axes = jnp.linalg.eigh(covariances)
     if not isinstance(spreads, Tracer):
         host = np.asarray(covariances)
         slack = 1e2 * np.finfo(host.dtype).eps * np.abs(host).max(initial=1e-30)
-        if np.abs(host - host.swapaxes(1, 2)).max() > slack or np.min(spreads) < -slack:
-            raise ValueError("covariances must be symmetric and positive semi-definite")
+        symmetric = np.abs(host - host.swapaxes(1, 2)).max() <= slack
+        positive = np.min(spreads) >= -slack
+        require(symmetric and positive, "covariances must be symmetric and positive semi-definite")
     return jnp.maximum(spreads, 0), axes

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from numpyro_neb._internal.batching import over_batch
-from numpyro_neb._internal.checks import check_choice, kind
+from numpyro_neb._internal.checks import check_choice, check_type
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.models.smoothed_density import SmoothedDensity
 from numpyro_neb.posteriors.spreads import AbstractSpread, Diagonal, Full, Isotropic
@@ -74,12 +74,12 @@ def learned_prior(
         >>> bool(jnp.all(jnp.abs(x.mean(0) - jnp.array([1.0, 0.0])) < 0.1))
         True
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {kind(name)}")
+    check_type("name", name, str, "a string")
     check_energy(energy)
-    if not isinstance(covariance, AbstractSpread):
-        check_choice("covariance", covariance, tuple(_SPREADS))
-        covariance = _SPREADS[covariance]
+    spread = covariance
+    if not isinstance(spread, AbstractSpread):
+        check_choice("covariance", spread, tuple(_SPREADS))
+        spread = _SPREADS[spread]
     zero = jnp.zeros(energy.event_shape, energy.sigma.dtype)
     noise = dist.Normal(zero, jnp.ones_like(zero)).to_event(zero.ndim)
     y = jnp.asarray(numpyro.sample(f"{name}_y", SmoothedDensity(energy)))
@@ -87,8 +87,8 @@ def learned_prior(
 
     def given(energy, y, eps):
         posterior = energy.posterior(y)
-        spread, projected = covariance.root(posterior, eps)
-        return posterior.mean + spread, projected
+        around, projected = spread.root(posterior, eps)
+        return posterior.mean + around, projected
 
     x, projected = over_batch(given, energy, y, eps)
     numpyro.deterministic(f"{name}_projected", projected)

@@ -15,13 +15,14 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_neb._internal.batching import over_batch
 from numpyro_neb._internal.checks import (
-    as_jax,
     check_count,
-    check_events,
     check_finite,
     check_floats,
     check_key,
+    require,
+    rounded,
 )
+from numpyro_neb._internal.events import check_events
 from numpyro_neb.energies.base import AbstractEnergy, check_energy, initial_position
 from numpyro_neb.integrators.base import Target, walk
 from numpyro_neb.integrators.underdamped import BAOAB
@@ -34,9 +35,10 @@ class SmoothedDensity(Distribution):
     unknown constant, log Z, for a learned energy: right for a fixed energy under MCMC and SVI,
     wrong where the energy's own weights are trained or sampled through it.
 
-    `sample` is exact if the energy's own is, as a `MixtureEnergy`'s. Otherwise each draw is the end of a walk of its own
-    (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)): approximate, and only as good as
-    that walk is long. `MCMC(WalkJumpKernel(energy))` shows with R-hat and ESS whether it is.
+    `sample` is exact if the energy's own is, as a `MixtureEnergy`'s. Otherwise each draw is the end
+    of its own walk (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)): approximate, and
+    only as good as that walk is long. `MCMC(WalkJumpKernel(energy))` shows with R-hat and ESS
+    whether it is.
 
     It is a distribution of the noisy Y, not of X: `learned_prior` is the one for X.
 
@@ -164,13 +166,11 @@ class SmoothedDensity(Distribution):
         """The value as an array, once known to be floats of a shape that fits."""
         array = check_floats("value", value)
         batch, stack = check_events("value", array, self.event_shape), self.batch_shape
-        try:
-            jnp.broadcast_shapes(batch, stack)
-        except ValueError:
-            raise ValueError(
-                f"value must have leading dimensions that broadcast with {stack}, got {batch}"
-            ) from None
-        return as_jax(array)
+        pairs = zip(reversed(batch), reversed(stack), strict=False)
+        fits = all(a == b or 1 in (a, b) for a, b in pairs)
+        what = f"leading dimensions that broadcast with {stack}, got {batch}"
+        require(fits, f"value must have {what}")
+        return jnp.asarray(rounded(array, jax.dtypes.canonicalize_dtype(array.dtype)))
 
 
 class _Expanded(ExpandedDistribution):

@@ -62,7 +62,7 @@ class AbstractPosterior(AbstractOrFinal):
 
         A learned energy's may have negative eigenvalues where it fits badly.
         """
-        matrix = self._along(lambda v, image: image)
+        matrix = self._along(lambda _, image: image)
         return (matrix + matrix.T) / 2
 
     @property
@@ -134,7 +134,7 @@ class AbstractPosterior(AbstractOrFinal):
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*shape, *event_shape)."""
 
-    def check_density(self) -> None:  # noqa: B027 (optional)
+    def check_density(self) -> None:
         """Raises a ValueError if the law has no density to give in `log_prob`."""
 
     def prepared(self) -> "AbstractPosterior":
@@ -153,11 +153,8 @@ class AbstractPosterior(AbstractOrFinal):
             return fn(v, self.product(v.reshape(self.event_shape)).reshape(-1))
 
         units = jnp.eye(self.mean.size, dtype=self.mean.dtype)
-        return in_parts(one, (units,), _PRODUCTS)
-
-
-# How many products with the covariance are made at once for one observation.
-_PRODUCTS = 16
+        # So many products at once: in a loop they take longer, all of an image's too much memory.
+        return in_parts(one, (units,), max(16, 4096 // len(units)))
 
 
 # As many observations are worked on at once as keep their posteriors' numbers below this.

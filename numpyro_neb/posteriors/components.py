@@ -30,7 +30,7 @@ class Components(NamedTuple):
     loc: Float[Array, "*event"]
 
     def log_density(self, y: Float[Array, "*event"], sigma: Float[Array, ""]) -> Float[Array, ""]:
-        """log f(y) = log sum_i w_i N(y; m_i, sigma^2 I + C_i)."""
+        """Log f(y) = log sum_i w_i N(y; m_i, sigma^2 I + C_i)."""
         total = self._reduce(y, sigma, None)[0]
         if self.spreads is not None:
             return total
@@ -67,15 +67,16 @@ class Components(NamedTuple):
         shrink = self.spreads / (self.spreads + sigma**2)
         return means + contract("kij,kj->ki", self.axes, shrink * self.rotated(y))
 
-    def shrunk(self, sigma: Float[Array, ""]) -> Float[Array, "K d"]:
-        """The eigenvalues of Cov(X given y, i), sigma^2 C_i (C_i + sigma^2 I)^-1, if C_i > 0."""
-        assert self.spreads is not None
+    def shrunk(self, sigma: Float[Array, ""]) -> Float[Array, "#K #d"]:
+        """The eigenvalues of Cov(X given y, i), those of sigma^2 C_i (C_i + sigma^2 I)^-1."""
+        if self.spreads is None:
+            return jnp.zeros((1, 1), self.locs.dtype)
         return sigma**2 * self.spreads / (self.spreads + sigma**2)
 
     def variances(self, sigma: Float[Array, ""]) -> Float[Array, "#K #d"]:
         """Var(X given y, i) of each coordinate."""
-        if self.spreads is None or self.axes is None:
-            return jnp.zeros((1, 1), self.locs.dtype)
+        if self.axes is None:
+            return self.shrunk(sigma)
         return contract("kij,kj->ki", self.axes**2, self.shrunk(sigma))
 
     def rotated(self, y: Float[Array, "*event"]) -> Float[Array, "K d"]:
@@ -84,7 +85,7 @@ class Components(NamedTuple):
         return contract("kji,kj->ki", self.axes, centred)
 
     def _logits(self, y, sigma):
-        """log w_i N(y; m_i, sigma^2 I + C_i); where C_i = 0 without what they have in common."""
+        """Log w_i N(y; m_i, sigma^2 I + C_i); where C_i = 0 without what they have in common."""
         if self.spreads is None:
             # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc:
             # one matrix product for a batch.
@@ -100,7 +101,7 @@ class Components(NamedTuple):
     def _block(self, start, size):
         """`size` of the components from `start` on."""
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-        return Components(*jax.tree.map(cut, self[:-1]), self.loc)
+        return jax.tree.map(cut, self._replace(loc=None))._replace(loc=self.loc)
 
     def _reduce(self, y, sigma, values) -> tuple[Any, Any]:
         """The log of the sum of exp(logits), or the average of the values if there are any."""

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ class MixturePosterior(AbstractPosterior):
     with the responsibilities r_i = P(i given y). With C_i = 0 it lives on the locations, and
     `log_prob` is the log of a probability, not of a density: -inf away from them.
 
-    Attributes:
+    Args:
         components: The law of X.
         sigma: The noise's standard deviation.
         y: The observation, of shape `event_shape`.
@@ -42,22 +43,21 @@ class MixturePosterior(AbstractPosterior):
     components: Components
     sigma: Float[Array, ""]
     y: Float[Array, "*event"]
+    event_shape: tuple[int, ...] = eqx.field(static=True)
 
     shared: ClassVar[tuple[str, ...]] = ("components",)
 
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of one x."""
-        return self.components.loc.shape
+    def __init__(self, components: Components, sigma: Float[Array, ""], y: Float[Array, "*event"]):
+        self.components, self.sigma, self.y, self.event_shape = components, sigma, y, y.shape
 
     @property
     def size(self) -> int:
         """That of the components' locations."""
         return self.components.locs.size
 
-    def _average(self, value, factor=lambda part: None):
+    def _average(self, value, factor=None):
         """The average of the components' values, with factors of theirs, given y."""
-        both = lambda part: (factor(part), value(part))  # noqa: E731
+        both = lambda part: (None if factor is None else factor(part), value(part))  # noqa: E731
         return self.components.average(self.y, self.sigma, both)
 
     def _means(self, part):
@@ -69,7 +69,7 @@ class MixturePosterior(AbstractPosterior):
         return self._average(self._means)
 
     @property
-    def mean(self) -> Float[Array, "*event"]:
+    def mean(self) -> Float[Array, "*event"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The components' posterior means, averaged by their responsibilities."""
         return self.components.loc + self._centre.reshape(self.event_shape)
 

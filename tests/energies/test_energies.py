@@ -141,6 +141,108 @@ def test_trainable_leaves_inner_energies_their_buffers():
     assert params.inner.network.layers.layers[0].weight is not None
 
 
+class Sloped(neb.AbstractEnergy):
+    """phi = norm(scale y)^2, whose scale trains, with a table that does not."""
+
+    table: neb.energies.NonTrainable
+    sigma: jax.Array
+    loc: jax.Array
+    scale: jax.Array
+    event_shape: tuple = eqx.field(static=True, default=(2,))
+
+    buffers = ("sigma", "loc")
+
+    def __call__(self, y):
+        return jnp.sum((self.scale * y) ** 2) + jnp.sum(self.table.value)
+
+
+def test_a_class_says_which_of_its_fields_are_buffers():
+    energy = Sloped(neb.energies.NonTrainable(jnp.ones(2)), *map(jnp.array, (0.5, 0.0, 2.0)))
+    params = eqx.filter(energy, neb.energies.trainable(energy))
+    assert params.sigma is params.loc is params.table.value is None
+    assert params.scale == 2.0
+    settings = {"num_steps": 3, "batch_size": 10, "progress_bar": False}
+    moved = neb.fit(energy, jax.random.normal(KEY, (50, 2)), key=KEY, **settings).energy
+    assert moved.scale != 2.0
+    assert moved.sigma == 0.5
+    assert neb.energies.Frozen is neb.energies.NonTrainable
+
+
+def test_a_family_inside_an_energy_keeps_its_buffers():
+    class AtOne(neb.AbstractEnergy):
+        family: neb.ConditionalEnergy
+        sigma: jax.Array
+        loc: jax.Array
+        scale: jax.Array
+        event_shape: tuple = eqx.field(static=True, default=(2, 3))
+
+        def __call__(self, y):
+            return self.family.unchecked_at(self.sigma)(y)
+
+    energy = AtOne(conditional(), *map(jnp.array, (0.5, 0.0, 1.0)))
+    params = eqx.filter(energy, neb.energies.trainable(energy))
+    assert params.family.loc is params.family.scale is None
+    assert params.family.network.layers.layers[0].weight is not None
+
+
+class Checked(neb.AbstractEnergy):
+    """phi = value(y), and a check of its own."""
+
+    value: object = eqx.field(static=True)
+    sigma: jax.Array = eqx.field(default_factory=lambda: jnp.asarray(0.5))
+    loc: jax.Array = eqx.field(default_factory=lambda: jnp.asarray(0.0))
+    scale: jax.Array = eqx.field(default_factory=lambda: jnp.asarray(1.0))
+    event_shape: tuple = eqx.field(static=True, default=(2,))
+
+    def __check_init__(self):
+        if self.value is None:
+            raise TypeError("no value")
+
+    def __call__(self, y):
+        return self.value(y)
+
+
+def test_a_custom_class_is_checked_once_at_construction(untyped):
+    with pytest.raises(ValueError, match=r"energy must return .* \(\), got \(2,\): its value is"):
+        Checked(square)
+    with pytest.raises(TypeError, match="no value"):
+        Checked(None)
+    calls = []
+    energy = Checked(lambda y: calls.append(y) or jnp.sum(y))
+    assert len(calls) == 1
+    for use in (neb.SmoothedDensity, neb.WalkJumpKernel):
+        use(energy)
+    assert len(calls) == 1
+    # Nor is what JAX puts together again.
+    copy = jax.tree.map(lambda leaf: leaf, energy)
+    jax.eval_shape(lambda e: e.sigma, copy)
+    assert len(calls) == 1
+
+
+def test_stacks_and_shapes_of_a_custom_class():
+    """The check sees one event, whatever the arrays are stacked or abstract."""
+    make = lambda sigma: Checked(jnp.sum, sigma)  # noqa: E731
+    stack = eqx.filter_vmap(make)(jnp.array([0.3, 0.5]))
+    assert stack.sigma.shape == (2,)
+    assert neb.SmoothedDensity(stack).log_prob(jnp.ones(2)).shape == (2,)
+    shapes = eqx.filter_eval_shape(make, jax.ShapeDtypeStruct((), jnp.float32))
+    assert shapes.sigma.shape == ()
+    assert jax.jit(lambda sigma: make(sigma)(jnp.ones(2)))(0.5) == 2
+
+
+def test_levels():
+    """One energy is a family of one level."""
+    u = jnp.array([0.0, 0.5, 0.999999])
+    energy, family = neb.ResidualEnergy(mlp(), 0.4, SHAPE), conditional()
+    np.testing.assert_allclose(energy.levels(u), 0.4)
+    assert energy.unchecked_at(jnp.array(0.4)) is energy
+    np.testing.assert_allclose(family.levels(u), [0.1, 0.1**0.5, 1.0], rtol=1e-4)
+    assert energy.one_level
+    assert not family.one_level
+    with pytest.raises(NotImplementedError, match="ResidualEnergy has no exact sampler"):
+        energy.sample(KEY)
+
+
 ACTIVATIONS = ["celu", "elu", "gelu", "leaky_relu", "mish", "relu", "selu", "sigmoid", "silu"]
 ACTIVATIONS += ["soft_sign", "softplus", "squareplus", "swish", "tanh", "hard_silu", "log_sigmoid"]
 

@@ -329,3 +329,12 @@ def test_a_root_is_symmetric_and_its_square_the_matrix(x64):
     np.testing.assert_allclose(root, root.T, atol=1e-12)
     np.testing.assert_allclose(root @ root, ROOTS[0] @ ROOTS[0].T, rtol=1e-9)
     assert projected == 0
+
+
+def test_products_go_a_few_at_a_time():
+    """Those of small events all at once, of an image 16: no array of 300 x 600."""
+    for d, largest in ((30, 30 * 600), (300, 300 * 300)):
+        energy = neb.MixtureEnergy(jax.random.normal(jax.random.key(0), (600, d)), 1.0)
+        ask = lambda y, energy=energy: energy.posterior(y).covariance  # noqa: E731
+        shapes = targets.array_shapes(ask, jnp.zeros(d))
+        assert max(np.prod(shape) for shape in shapes if shape != (600, d)) <= largest
