@@ -154,6 +154,14 @@ def test_sizes_that_no_array_has_may_be_larger():
         configurations.rebuilt(config | {"width_size": 256}, tensors)
 
 
+def test_modules_inside_each_other_have_an_end():
+    config = MLP
+    for _ in range(20):
+        config = {"class": "energies.AtLevel", "network": config}
+    with pytest.raises(ValueError, match="9 modules inside each other"):
+        configurations.rebuilt(config, {})
+
+
 def test_an_energy_inside_an_energy(tmp_path):
     inner = neb.NetworkEnergy(eqx.nn.MLP(2, "scalar", 4, 1, key=KEY), 0.5, (2,), scale=2.0)
     energy = neb.NetworkEnergy(inner, 0.3, (2,))
