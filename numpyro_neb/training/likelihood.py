@@ -9,7 +9,8 @@ import optax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb._internal.checks import check_count, check_key, check_number
+from numpyro_neb._internal.checks import check_counts, check_key, check_number, require
+from numpyro_neb._internal.events import as_events
 from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily, check_energy
 from numpyro_neb.integrators.base import (
     AbstractIntegrator,
@@ -20,7 +21,7 @@ from numpyro_neb.integrators.base import (
 )
 from numpyro_neb.integrators.underdamped import BAOAB
 from numpyro_neb.models.normalizer import annealed_log_weights
-from numpyro_neb.training.objectives import AbstractObjective, Batch, checked_batch, fixed_buffers
+from numpyro_neb.training.objectives import AbstractObjective, Batch, fixed_buffers
 
 # A chain is lost if it is farther outside the range of the data than so many times its width, and
 # so many sigma.
@@ -38,6 +39,8 @@ class PersistentChains(NamedTuple):
         position: Where they are, of shape (num_chains, *event_shape). `WalkJumpKernel` can start
             there: `init_params=result.objective_state.position[:4]`.
         velocity: Their velocities, of that shape; None for an overdamped walk.
+        potential: phi there, with the weights of the last step, of shape (num_chains,).
+        gradient: Its gradient, of the shape of `position`.
         sigma: The noise level of each chain, of shape (num_chains,).
         lowest: The least value of each coordinate of noisy data so far, of shape `event_shape`.
         highest: The greatest one.
@@ -45,6 +48,8 @@ class PersistentChains(NamedTuple):
 
     position: Float[Array, "chain *event"]
     velocity: Float[Array, "chain *event"] | None
+    potential: Float[Array, " chain"]
+    gradient: Float[Array, "chain *event"]
     sigma: Float[Array, " chain"]
     lowest: Float[Array, "*event"]
     highest: Float[Array, "*event"]
@@ -131,14 +136,12 @@ class MaximumLikelihood(AbstractObjective):
     metrics: ClassVar[tuple[str, ...]] = ("gap", "restarts")
 
     def __check_init__(self):
-        check_count("num_chains", self.num_chains, 2)
-        check_count("num_steps", self.num_steps)
-        check_count("num_particles", self.num_particles, 2)
-        check_count("num_temperatures", self.num_temperatures, 2)
-        if not 0 <= check_number("denoising_weight", self.denoising_weight) < jnp.inf:
-            raise ValueError(
-                f"denoising_weight must be at least 0 and finite, got {self.denoising_weight}"
-            )
+        check_counts(num_steps=self.num_steps)
+        fields = ("num_chains", "num_particles", "num_temperatures")
+        check_counts(2, **{name: getattr(self, name) for name in fields})
+        weight = self.denoising_weight
+        fits = 0 <= check_number("denoising_weight", weight) < jnp.inf
+        require(fits, f"denoising_weight must be at least 0 and finite, got {weight}")
         check_integrator(self.integrator)
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
@@ -158,6 +161,8 @@ class MaximumLikelihood(AbstractObjective):
         return PersistentChains(
             position=nowhere,
             velocity=jnp.zeros_like(nowhere) if moving else None,
+            potential=jnp.full(self.num_chains, jnp.inf, dtype),
+            gradient=nowhere,
             sigma=sigma,
             lowest=jnp.full(shape, jnp.inf, dtype),
             highest=jnp.full(shape, -jnp.inf, dtype),
@@ -173,7 +178,7 @@ class MaximumLikelihood(AbstractObjective):
         """The loss, whose gradient is the one above, with the chains after it and its metrics."""
         check_energy(energy, conditional=True)
         check_key(key)
-        energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
+        energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
         key_data, key_walk, key_fresh = jax.random.split(key, 3)
         y, phi, anchor, weights = _at_data(energy, x, key_data, state.sigma)
         lowest = jnp.minimum(state.lowest, jnp.min(y, axis=0))
@@ -194,7 +199,7 @@ class MaximumLikelihood(AbstractObjective):
         state: PersistentChains,
     ) -> Float[Array, ""]:
         """-E log f(Y) + denoising_weight * denoising_loss / sigma^2."""
-        energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
+        energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
         del state
         key_data, key_normalizer = jax.random.split(key)
         levels = _levels(energy, 1 if energy.one_level else _VALIDATION_LEVELS, jnp.asarray(0.5))
@@ -223,32 +228,59 @@ class MaximumLikelihood(AbstractObjective):
     def _walked(self, energy, state, x, key, key_fresh):
         """The chains after num_steps steps, where they are seen, and the share started again."""
 
-        def one(energy, y, velocity, key):
+        def one(energy, start, key):
             target = Target(energy, energy.sigma)
-            start = WalkState(y, velocity, *target(y))
             walked, _ = walk(self.integrator, target, start, key, self.num_steps)
             arrays = walked.potential, walked.position, walked.gradient
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
             return walked, self.integrator.observe(target, walked).position, finite
 
-        y, velocity = _fresh(x, state, key_fresh)
-        flat = state.position.reshape(self.num_chains, -1)
-        started = jnp.all(jnp.isfinite(flat), axis=1)
+        key_rows, key_start = jax.random.split(key_fresh)
+        y = _noisy_rows(x, state.sigma, key_rows)
+        started = _all_finite(state.position)
+        place = jnp.where(_column(started, y), state.position, y)
+        start = WalkState(place, state.velocity, state.potential, state.gradient)
+        start = self._begun(energy, state.sigma, start, key_start)
         keys = jax.random.split(key, self.num_chains)
-        choose = lambda which, one, other: jnp.where(_column(which, one), one, other)  # noqa: E731
-        start = choose(started, state.position, y)
-        pushed = None if velocity is None else choose(started, state.velocity, velocity)
-        operands = start, pushed, keys
-        walked, seen, finite = _over_levels(one, energy, state.sigma, *operands)
+        walked, seen, finite = _over_levels(one, energy, state.sigma, start, keys)
         width, sigmas = state.highest - state.lowest, _column(state.sigma, seen)
         margin = _MARGIN[0] * width + _MARGIN[1] * sigmas
         inside = (seen >= state.lowest - margin) & (seen <= state.highest + margin)
         lost = ~(finite & jnp.all(inside.reshape(self.num_chains, -1), axis=1))
+        # A gradient that is not finite marks a chain that has yet to begin.
+        lost = _column(lost, y)
         after = state._replace(
-            position=choose(lost, y, walked.position),
-            velocity=None if velocity is None else choose(lost, velocity, walked.velocity),
+            position=jnp.where(lost, y, walked.position),
+            velocity=walked.velocity,
+            potential=walked.potential,
+            gradient=jnp.where(lost, jnp.inf, walked.gradient),
         )
-        return after, choose(lost, y, seen), jnp.mean(lost & started)
+        return after, jnp.where(lost, y, seen), jnp.mean(lost.reshape(-1) & started)
+
+    def _begun(self, energy, sigma, start, key):
+        """The chains with phi and its gradient, and those that are new with a velocity.
+
+        What the last step ended with will do for the others: it is of the weights before the
+        update, which change the force by less than the noise does, and it saves one gradient in
+        num_steps + 1. But a Metropolis test compares phi before and after.
+        """
+        new = ~_all_finite(start.gradient)
+
+        def begun(start):
+            def one(energy, start, new, key):
+                target = Target(energy, energy.sigma)
+                first = self.integrator.init(target, start.position, key)
+                potential, gradient = target(start.position)
+                kept = start._replace(potential=potential, gradient=gradient)
+                choose = lambda a, b, like: jnp.where(new, a, b).astype(like.dtype)  # noqa: E731
+                return jax.tree.map(choose, first, kept, start)
+
+            keys = jax.random.split(key, self.num_chains)
+            return _over_levels(one, energy, sigma, start, new, keys)
+
+        if self.integrator.target_accept_prob is not None:
+            return begun(start)
+        return jax.lax.cond(jnp.any(new), begun, lambda start: start, start)
 
 
 def _at_data(energy, x, key, sigma):
@@ -279,14 +311,16 @@ def _levels(energy, number, offset):
     return energy.levels(places).astype(energy.loc.dtype)
 
 
-def _fresh(x, state, key):
-    """Noisy data and velocities to start chains from."""
-    key_row, key_noise, key_velocity = jax.random.split(key, 3)
-    rows = x[jax.random.randint(key_row, (len(state.sigma),), 0, len(x))]
-    y = rows + _column(state.sigma, rows) * jax.random.normal(key_noise, rows.shape, rows.dtype)
-    if state.velocity is None:
-        return y, None
-    return y, jax.random.normal(key_velocity, y.shape, y.dtype)
+def _noisy_rows(x, sigma, key):
+    """Noisy data to start chains from, one for each sigma."""
+    key_row, key_noise = jax.random.split(key)
+    rows = x[jax.random.randint(key_row, (len(sigma),), 0, len(x))]
+    return rows + _column(sigma, rows) * jax.random.normal(key_noise, rows.shape, rows.dtype)
+
+
+def _all_finite(rows):
+    """Whether all of each row is finite."""
+    return jnp.all(jnp.isfinite(rows.reshape(len(rows), -1)), axis=1)
 
 
 def _column(values, batch):

@@ -111,6 +111,20 @@ def test_chains_begin_at_noisy_data_and_move():
     assert np.all(np.any(later.position != first.position, axis=1))
 
 
+@pytest.mark.parametrize(("integrator", "carried"), [("BAOAB", True), ("GHMC", False)])
+def test_a_gradient_is_carried_from_update_to_update(integrator, carried):
+    """The first kick is the last update's gradient; a Metropolis test needs this update's."""
+    chains = neb.MaximumLikelihood(**SMALL, integrator=getattr(neb.integrators, integrator)())
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.asarray(DATA[:32])
+    _, state, _ = chains(energy(), x, keys[1], chains.init(energy(), keys[0]))
+    expected = jax.vmap(jax.grad(energy()))(state.position)
+    np.testing.assert_allclose(state.gradient, expected, rtol=1e-4, atol=1e-5)
+    pushed = state._replace(gradient=state.gradient + 1)
+    ends = [chains(energy(), x, keys[2], s)[1].position for s in (state, pushed)]
+    assert np.allclose(*ends) != carried
+
+
 def test_goes_on_bit_for_bit_after_a_stop(tmp_path):
     settings = {"objective": LIKELIHOOD, "ema_decay": 0.9, "num_steps": 30}
     settings |= {"validation_data": DATA[:20], "validate_every": 10, "patience": 9}
