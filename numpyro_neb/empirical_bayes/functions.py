@@ -14,12 +14,10 @@ from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
     check_counts,
-    check_finite,
-    check_floats,
     check_positive,
     require,
 )
-from numpyro_neb._internal.events import check_events, in_dtype_of
+from numpyro_neb._internal.events import as_events, checked_events, in_dtype_of
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.posteriors.base import at_once, in_parts
@@ -62,7 +60,7 @@ def posterior_mean(
         >>> neb.posterior_mean(energy, jnp.array([-0.5, 0.0, 0.5]))
         Array([-0.46211717,  0.        ,  0.46211717], dtype=float32)
     """
-    return _over(_jump, energy, y, chunk_size, progress_bar)
+    return _over("mean", energy, y, chunk_size, progress_bar)
 
 
 def posterior_std(
@@ -100,7 +98,7 @@ def posterior_std(
         >>> neb.posterior_std(energy, jnp.array([0.0]))  # -1 or 1, as likely
         Array([1.], dtype=float32)
     """
-    return _over(_std, energy, y, chunk_size, progress_bar)
+    return _over("std", energy, y, chunk_size, progress_bar)
 
 
 def posterior_covariance(
@@ -150,11 +148,13 @@ def posterior_covariance(
     """
     check_choice("form", form, ("full", "diagonal", "operator"))
     if form != "operator":
-        ask = {"full": _covariance, "diagonal": _variance}[form]
+        ask = {"full": "covariance", "diagonal": "variance"}[form]
         return _over(ask, energy, y, chunk_size, progress_bar)
     import lineax as lx
 
-    y = in_dtype_of(energy, _checked(energy, y, chunk_size))
+    check_energy(energy)
+    check_count("chunk_size", chunk_size)
+    y = as_events("y", y, energy)
     flat = y.reshape(-1, *energy.event_shape)
 
     def product(v):
@@ -190,8 +190,9 @@ def posterior_distribution(energy: AbstractEnergy, y: Observations) -> Posterior
         >>> posterior.sample(jax.random.key(0), (3,)).shape
         (3, 1)
     """
-    y = in_dtype_of(energy, _checked(energy, y, 1))
-    batch = check_events("y", y, energy.event_shape)
+    check_energy(energy)
+    y = as_events("y", y, energy)
+    batch = y.shape[: y.ndim - len(energy.event_shape)]
     return PosteriorDistribution(stacked(energy.posterior, batch, y))
 
 
@@ -231,7 +232,7 @@ def credible_interval(
         -0.16 to 2.16
     """
     probability = check_positive("probability", probability, 1.0)
-    return _over(_interval, energy, y, chunk_size, progress_bar, probability)
+    return _over("interval", energy, y, chunk_size, progress_bar, probability)
 
 
 class PosteriorComponents(NamedTuple):
@@ -296,14 +297,13 @@ def posterior_components(
         >>> jnp.allclose(found.variances, jnp.array([3 / 4, 1 / 2]))  # c / (c + sigma^2)
         Array(True, dtype=bool)
     """
-    y = _checked(energy, y, chunk_size)
+    flat, batch = _flat(energy, y, chunk_size)
     d = int(np.prod(energy.event_shape))
-    num_components = check_count("num_components", num_components)
+    num_components, max_iterations = check_counts(
+        num_components=num_components, max_iterations=max_iterations
+    )
     require(num_components <= d, f"num_components must be at most d = {d}, got {num_components}")
-    max_iterations = check_count("max_iterations", max_iterations)
     tolerance = check_positive("tolerance", tolerance)
-    batch = check_events("y", y, energy.event_shape)
-    flat = y.reshape(-1, *energy.event_shape)
     find = partial(
         _components,
         energy,
@@ -390,57 +390,34 @@ def local_false_sign_rate(
         >>> neb.empirical_bayes.local_false_sign_rate(energy, jnp.array([1.0]))  # P(X = 0)
         Array([0.5], dtype=float32)
     """
-    return _over(_lfsr, energy, y, chunk_size, progress_bar)
+    return _over("lfsr", energy, y, chunk_size, progress_bar)
 
 
-def _jump(energy, y):
-    return energy.denoise(y)
-
-
-def _std(energy, y):
-    return energy.posterior(y).std
-
-
-def _variance(energy, y):
-    return energy.posterior(y).variance
-
-
-def _covariance(energy, y):
-    return energy.posterior(y).covariance
-
-
-def _lfsr(energy, y):
-    return energy.posterior(y).lfsr
-
-
-def _interval(energy, y, probability):
-    return energy.posterior(y).interval(probability)
-
-
-def _over(ask, energy, y, chunk_size, progress_bar, *arguments):
-    """ask(energy, y, *arguments) of each y, over any batch."""
-    y = _checked(energy, y, chunk_size)
-    batch = check_events("y", y, energy.event_shape)
-    flat = y.reshape(-1, *energy.event_shape)
-    each = lambda y: _asked(ask, energy, in_dtype_of(energy, y), arguments)  # noqa: E731
+def _over(name, energy, y, chunk_size, progress_bar, *arguments):
+    """What the posterior of each y says, over any batch."""
+    flat, batch = _flat(energy, y, chunk_size)
+    each = lambda y: _asked(name, energy, in_dtype_of(energy, y), arguments)  # noqa: E731
     out = in_chunks(each, (flat,), chunk_size, progress_bar)
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), out)
 
 
-def _checked(energy, y, chunk_size):
+def _flat(energy, y, chunk_size):
+    """The observations along one dimension, still on the host, and the shape of their batch."""
     check_energy(energy)
     check_count("chunk_size", chunk_size)
-    y = check_floats("y", y)
-    check_events("y", y, energy.event_shape)
-    check_finite("y", y, in_jax=True)
-    return y
+    y, shape = checked_events("y", y, energy), energy.event_shape
+    return y.reshape(-1, *shape), y.shape[: y.ndim - len(shape)]
 
 
 @eqx.filter_jit
-def _asked(ask, energy, y, arguments):
-    one = lambda y: ask(energy, y, *arguments)  # noqa: E731
-    if ask is _jump:
-        return jax.vmap(one)(y)
+def _asked(name, energy, y, arguments):
+    if name == "mean":  # the jump itself, which needs no derivative of it
+        return jax.vmap(energy.denoise)(y)
+
+    def one(y):
+        answer = getattr(energy.posterior(y), name)
+        return answer(*arguments) if arguments else answer
+
     event = jax.ShapeDtypeStruct(energy.event_shape, y.dtype)
     posterior = eqx.filter_eval_shape(lambda y: energy.posterior(y), event)
     return in_parts(one, (y,), at_once(posterior))
