@@ -28,16 +28,16 @@ lint: $(VENV)/test
 
 # The doctests are among the fast ones.
 fast: $(VENV)/test
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 # The fast suite in float64, without the doctests, which show the digits of float32.
 X64 ?= tests
 fast64: $(VENV)/test
-	JAX_ENABLE_X64=1 $(RUN) -m pytest -n 2 -m "not slow" $(X64)
+	JAX_ENABLE_X64=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(X64)
 
 SLOW ?= slow
 slow: $(VENV)/test
-	$(RUN) -m pytest -n 2 -m "$(SLOW)"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "$(SLOW)"
 
 docs: $(VENV)/docs
 	$(RUN) -m sphinx -W --keep-going -n -q -b html -c docs . build/site
@@ -49,7 +49,7 @@ site: $(VENV)/docs $(VENV)/test
 
 # The fast tests with the oldest dependencies that pyproject.toml allows; meant for Python 3.11.
 lowest: .venv-lowest
-	.venv-lowest/bin/python -m pytest -n 2 -m "not slow"
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 .venv-lowest: pyproject.toml
 	$(PYTHON) -m venv $@
