@@ -316,18 +316,23 @@ def test_in_gibbs_beside_nuts():
     targets.within(x.var(0), sd**2, sd**2 * np.sqrt(2 / ess) + 0.01 * sd**2)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    train, _ = digits_prior.digits()
+    return digits_prior.trained(train)
+
+
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     ("problem", "covariance", "depth"),
     [("in-painting", "full", 3), ("blur", "isotropic", 4), ("compressed sensing", "isotropic", 4)],
 )
-def test_inverse_problems_on_digits(problem, covariance, depth):
+def test_inverse_problems_on_digits(problem, covariance, depth, trained):
     train, held_out = digits_prior.digits()
     matrix, x = digits_prior.operators()[problem], held_out[:100]
-    energy = digits_prior.trained(train)
     gaussian = digits_prior.reconstruct(digits_prior.gaussian(train), matrix, x, max_tree_depth=6)
-    prior = digits_prior.learned(energy, covariance)
+    prior = digits_prior.learned(trained, covariance)
     learned = digits_prior.reconstruct(prior, matrix, x, max_tree_depth=depth)
     assert learned.mean_squared_error < 0.85 * gaussian.mean_squared_error
     assert 0.85 < learned.coverage < 0.95
