@@ -41,7 +41,7 @@ from numpyro_neb.training import FitResult, MaximumLikelihood, denoising_loss, f
 if TYPE_CHECKING:
     from numpyro_neb import plots
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AbstractEnergy",
