@@ -57,10 +57,6 @@ REASONS = {
     },
     "for who writes an objective": {"training.AbstractObjective"},
     "inside the package, behind the checks of what has rows": {
-        "diagnostics.check_walk",
-        "diagnostics.from_walk",
-        "diagnostics.log_densities",
-        "diagnostics.warn_of_divergence",
         "energies.initial_position",
         "evaluation.paired_test",
     },
