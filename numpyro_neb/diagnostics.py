@@ -21,7 +21,7 @@ from numpyro_neb._internal.arviz_data import (
     event_dims,
     from_groups,
 )
-from numpyro_neb._internal.checks import kind
+from numpyro_neb._internal.checks import kind, require
 from numpyro_neb._internal.numpyro_mcmc import model_arguments
 from numpyro_neb.sampling.kernel import WalkJumpKernel
 from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
@@ -106,23 +106,20 @@ def to_arviz(
     if isinstance(mcmc, SupportsArviz) and not isinstance(mcmc, type):
         given = {"warmup": warmup, "prior": prior, "posterior_predictive": posterior_predictive}
         given |= {"constant_data": constant_data, "log_likelihood": log_likelihood}
-        for name in [name for name, value in given.items() if value is not None]:
-            raise TypeError(f"{name} must be None for a {kind(mcmc)}: it is for an MCMC")
+        for name, value in given.items():
+            what = f"{name} must be None for a {kind(mcmc)}: it is for an MCMC"
+            require(value is None, what, TypeError)
         key = jax.random.key(0) if key is None else key
         count = 1000 if num_samples is None else num_samples
         return mcmc.to_arviz(key, coords, dims, num_samples=count)
-    if num_samples is not None or key is not None:
-        raise TypeError("num_samples and key are for a MixtureFit: an MCMC has its draws")
-    check_walk(mcmc, ", or a MixtureFit")
+    without = num_samples is None and key is None
+    require(without, "num_samples and key are for a MixtureFit: an MCMC has its draws", TypeError)
+    check_walk(mcmc, ", or a MixtureFit", has_run=True)
     mcmc = cast(MCMC, mcmc)
-    if mcmc.last_state is None:
-        raise ValueError("mcmc must have run: call mcmc.run(key) first")
     diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
-    if diverging.shape[1] != mcmc.num_samples // mcmc.thinning:
-        raise ValueError(
-            f"mcmc must have run: it holds {diverging.shape[1]} draws of a warm-up, where"
-            f" num_samples // thinning is {mcmc.num_samples // mcmc.thinning}"
-        )
+    held, wanted = diverging.shape[1], mcmc.num_samples // mcmc.thinning
+    what = f"{held} draws of a warm-up, where num_samples // thinning is {wanted}"
+    require(held == wanted, f"mcmc must have run: it holds {what}")
     warn_of_divergence(diverging)
     return from_walk(
         mcmc,
@@ -195,18 +192,20 @@ def log_densities(data: Any) -> tuple[int, Float[np.ndarray, "chain draw"]]:
         ) from None
 
 
-def check_walk(mcmc: Any, alternative: str = "") -> WalkJumpKernel:
+def check_walk(mcmc: Any, alternative: str = "", *, has_run: bool = False) -> WalkJumpKernel:
     """The kernel of an `MCMC(WalkJumpKernel(...))`.
 
     Raises:
         TypeError: If it is anything else.
+        ValueError: If it must have run and has not.
     """
-    kernel = getattr(mcmc, "sampler", None)
+    found, kernel = kind(mcmc), getattr(mcmc, "sampler", None)
+    if isinstance(mcmc, MCMC):
+        found += f" of {type(kernel).__name__}: arviz.from_numpyro takes it"
     if not isinstance(mcmc, MCMC) or not isinstance(kernel, WalkJumpKernel):
-        found = kind(mcmc)
-        found += f" of {type(kernel).__name__}" if isinstance(mcmc, MCMC) else ""
-        hint = ": arviz.from_numpyro takes it" if isinstance(mcmc, MCMC) else ""
-        raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {found}{hint}")
+        raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {found}")
+    ran = mcmc.last_state is not None or not has_run
+    require(ran, "mcmc must have run: call mcmc.run(key) first")
     return kernel
 
 
@@ -336,21 +335,18 @@ def _warmup_groups(warmup, num_chains):
         return {}
     form = "(mcmc.get_samples(group_by_chain=True), mcmc.get_extra_fields(group_by_chain=True))"
     text = f"warmup must be {form}, as after mcmc.warmup(key, collect_warmup=True)"
-    if not (isinstance(warmup, tuple) and len(warmup) == 2):
-        raise ValueError(f"{text}, got {type(warmup).__name__}")
+    two = isinstance(warmup, tuple) and len(warmup) == 2
+    require(two, f"{text}, got {type(warmup).__name__}")
     groups: dict[str, Any] = dict(
         zip(("warmup_posterior", "warmup_sample_stats"), warmup, strict=True)
     )
     for name, group in groups.items():
-        if not isinstance(group, Mapping):
-            raise ValueError(f"{text}, got a {type(group).__name__} in it")
+        require(isinstance(group, Mapping), f"{text}, got a {type(group).__name__} in it")
         # Extra fields may be trees, which ArviZ has no place for.
         groups[name] = {k: np.asarray(v) for k, v in group.items() if hasattr(v, "shape")}
         for variable, values in groups[name].items():
-            if values.shape[:1] != (num_chains,):
-                raise ValueError(
-                    f"{text}: of {num_chains} chains, got {variable!r} of shape {values.shape}"
-                )
+            got = f"of {num_chains} chains, got {variable!r} of shape {values.shape}"
+            require(values.shape[:1] == (num_chains,), f"{text}: {got}")
     return groups
 
 

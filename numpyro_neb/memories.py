@@ -14,15 +14,13 @@ from numpyro_neb._internal.batching import in_chunks
 from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
-    check_events,
-    check_finite,
-    check_floats,
+    check_counts,
     check_positive,
-    check_reals,
-    check_rows,
+    finite_on_host,
+    require,
 )
 from numpyro_neb._internal.convolutions import for_compiled_loops
-from numpyro_neb._internal.events import in_dtype_of
+from numpyro_neb._internal.events import as_events, check_rows
 from numpyro_neb.empirical_bayes.functions import posterior_components
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 
@@ -109,11 +107,10 @@ def recall(
         >>> found.stable
         Array([ True,  True], dtype=bool)
     """
-    y = _checked(energy, y, max_steps=max_steps, chunk_size=chunk_size)
+    flat, batch = _flat(energy, y)
+    max_steps, chunk_size = check_counts(max_steps=max_steps, chunk_size=chunk_size)
     tolerance = check_positive("tolerance", tolerance)
     check_choice("flow", flow, tuple(_FLOWS))
-    batch = check_events("y", y, energy.event_shape)
-    flat = y.reshape(-1, *energy.event_shape)
     run = partial(_FLOWS[flow], energy, max_steps=max_steps)
 
     def settle(start, tolerances):
@@ -244,7 +241,7 @@ def find_memories(
     """
     merge_distance = check_positive("merge_distance", merge_distance)
     check_energy(energy)
-    check_rows("y", check_floats("y", y), energy.event_shape)
+    check_rows("y", y, energy.event_shape)
     settings = {"flow": flow, "tolerance": tolerance, "max_steps": max_steps}
     recalled = recall(energy, y, chunk_size=chunk_size, progress_bar=progress_bar, **settings)
     found: Any = jax.tree.map(np.asarray, recalled)
@@ -306,14 +303,12 @@ def follow(
         >>> jnp.allclose(path[:, 0], jnp.exp(jnp.array([0.0, -1.0])), atol=1e-4)
         Array(True, dtype=bool)
     """
-    y = _checked(energy, y, max_steps=max_steps)
-    times = np.asarray(check_reals("times", times))
+    flat, batch = _flat(energy, y)
+    max_steps = check_count("max_steps", max_steps)
+    times = finite_on_host("times", times)
     rising = times.ndim == 1 and len(times) > 0 and times[0] >= 0 and np.all(np.diff(times) > 0)
-    if not rising or not np.all(np.isfinite(times)):
-        raise ValueError(f"times must be finite, rising and not negative, got {times}")
-    batch = check_events("y", y, energy.event_shape)
-    flat = y.reshape(-1, *energy.event_shape)
-    paths: Any = _paths(energy, flat, jnp.asarray(times, y.dtype), max_steps)
+    require(rising, f"times must be finite, rising and not negative, got {times}")
+    paths: Any = _paths(energy, flat, jnp.asarray(times, flat.dtype), max_steps)
     if not np.all(np.isfinite(paths)):
         raise FloatingPointError(
             f"a path was not followed to its end in max_steps = {max_steps} steps, or left the"
@@ -407,12 +402,8 @@ def _check_energies(energy, cues, energies):
         )
 
 
-def _checked(energy, y, **counts):
-    """The cues, in the dtype in which the energy answers."""
+def _flat(energy, y):
+    """The cues along one dimension, and the shape of their batch."""
     check_energy(energy)
-    y = check_floats("y", y)
-    check_events("y", y, energy.event_shape)
-    check_finite("y", y, in_jax=True)
-    for name, count in counts.items():
-        check_count(name, count)
-    return in_dtype_of(energy, y)
+    y, shape = as_events("y", y, energy), energy.event_shape
+    return y.reshape(-1, *shape), y.shape[: y.ndim - len(shape)]

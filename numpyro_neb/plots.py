@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
-    check_finite,
     check_positive,
-    check_reals,
+    check_shape,
+    check_type,
+    finite_on_host,
     kind,
+    require,
 )
 from numpyro_neb.diagnostics import log_densities, refreshed_bfmi
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
@@ -45,12 +47,10 @@ def denoising(clean: Numbers, noisy: Numbers, jump: Numbers, *, ax: Axes | None 
         >>> ax = neb.plots.denoising(x, x, x)
     """
     named = {"clean": clean, "noisy": noisy, "jump": jump}
-    rows = [_images(name, value, "n, height, width") for name, value in named.items()]
+    rows = [_images(name, value, ("n", "height", "width")) for name, value in named.items()]
     for name, row in zip(named, rows, strict=True):
-        if row.shape != rows[0].shape:
-            raise ValueError(
-                f"{name} must have the shape of clean, {rows[0].shape}, got {row.shape}"
-            )
+        wanted = f"the shape of clean, {rows[0].shape}"
+        require(row.shape == rows[0].shape, f"{name} must have {wanted}, got {row.shape}")
     images = np.stack(rows)
     ax = _grid(images, ax, limits=_range(images[0]))
     height = images.shape[2] + 1
@@ -76,14 +76,12 @@ def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
         >>> import numpy as np, numpyro_neb as neb
         >>> ax = neb.plots.walk_jump(np.random.default_rng(0).random((4, 10, 8, 8)))
     """
-    if hasattr(x, "posterior"):
-        raise TypeError(f"x must be an array, got {kind(x)}: give its posterior['x'][:, ::50], say")
-    images = _images("x", x, "chains, draws, height, width")
-    if images.shape[1] > 200:
-        raise ValueError(
-            f"x must hold at most 200 draws to look at, got {images.shape[1]}: choose, as in"
-            " x[:, ::50]"
-        )
+    hint = f"x must be an array, got {kind(x)}: give its posterior['x'][:, ::50], say"
+    require(not hasattr(x, "posterior"), hint, TypeError)
+    images = _images("x", x, ("chains", "draws", "height", "width"))
+    count = images.shape[1]
+    most = f"x must hold at most 200 draws to look at, got {count}: choose, as in x[:, ::50]"
+    require(count <= 200, most)
     ax = _grid(images, ax, limits=tuple(np.quantile(images, (0.01, 0.99))))
     height = images.shape[2] + 1
     names = [f"chain {chain}" for chain in range(len(images))]
@@ -110,7 +108,7 @@ def recall_paths(paths: Numbers, *, ax: Axes | None = None) -> Axes:
         >>> import numpy as np, numpyro_neb as neb
         >>> ax = neb.plots.recall_paths(np.random.default_rng(0).random((3, 6, 8, 8)))
     """
-    images = _images("paths", paths, "cues, times, height, width")
+    images = _images("paths", paths, ("cues", "times", "height", "width"))
     # The scale of the memories: the noise of a cue would make them grey.
     ax = _grid(images, ax, limits=_range(images[:, -1]))
     height = images.shape[2] + 1
@@ -144,10 +142,9 @@ def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None)
         >>> energy = neb.MixtureEnergy(patterns, sigma=0.2)
         >>> ax = neb.plots.memories(neb.memories.find_memories(energy, patterns))
     """
-    _check_type("found", found, FoundMemories)
-    if len(found.attractors) == 0:
-        raise ValueError("found must hold at least one memory, got none")
-    attractors = _images("found.attractors", found.attractors, "n, height, width")
+    check_type("found", found, FoundMemories, "a FoundMemories")
+    require(len(found.attractors) > 0, "found must hold at least one memory, got none")
+    attractors = _images("found.attractors", found.attractors, ("n", "height", "width"))
     columns = min(check_count("columns", columns), len(attractors))
     rows = -(-len(attractors) // columns)
     count, height, width = attractors.shape
@@ -188,7 +185,7 @@ def overlaps(
         >>> x = np.random.default_rng(0).normal(size=(50, 10))
         >>> ax = neb.plots.overlaps(neb.sphere_overlaps(x), sigma=0.5)
     """
-    _check_type("summary", summary, SphereOverlaps)
+    check_type("summary", summary, SphereOverlaps, "a SphereOverlaps")
     if sigma is not None:
         sigma = check_positive("sigma", sigma)
     if ax is None:
@@ -235,13 +232,14 @@ def landscape(
         >>> ax = neb.plots.landscape(energy, ((-2.0, 2.0), (-1.5, 1.5)), walk=walk)
     """
     check_energy(energy)
-    if energy.event_shape != (2,):
-        raise ValueError(f"energy must have the event shape (2,), got {energy.event_shape}")
-    edges = np.asarray(check_reals("limits", limits))
-    check_finite("limits", edges)
-    if edges.shape != (2, 2) or np.any(edges[:, 0] >= edges[:, 1]):
-        raise ValueError(f"limits must be ((low, high), (low, high)), rising, got {limits}")
-    y = None if walk is None else _walk(walk)
+    event = energy.event_shape
+    require(event == (2,), f"energy must have the event shape (2,), got {event}")
+    edges = finite_on_host("limits", limits)
+    rising = edges.shape == (2, 2) and np.all(edges[:, 0] < edges[:, 1])
+    require(rising, f"limits must be ((low, high), (low, high)), rising, got {limits}")
+    y = None if walk is None else finite_on_host("walk", walk)
+    if y is not None:
+        check_shape("walk", y, ("draws", 2))
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 4), layout="constrained")
     across, along = (np.linspace(*edges, 60, dtype=np.float32) for edges in limits)
@@ -332,12 +330,12 @@ def evaluation(evaluation: Evaluation, *, axes: np.ndarray | None = None) -> np.
         ...                      num_temperatures=50, progress_bar=False)
         >>> axes = neb.plots.evaluation(found)
     """
-    _check_type("evaluation", evaluation, Evaluation)
+    check_type("evaluation", evaluation, Evaluation, "an Evaluation")
     if axes is None:
         _, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     axes = np.asarray(axes, object)
-    if axes.shape != (3,) or not all(isinstance(ax, Axes) for ax in axes):
-        raise ValueError(f"axes must be three matplotlib axes, got an array of shape {axes.shape}")
+    three = axes.shape == (3,) and all(isinstance(ax, Axes) for ax in axes)
+    require(three, f"axes must be three matplotlib axes, got an array of shape {axes.shape}")
     _histograms(evaluation, axes[0])
     _shares(evaluation, axes[1])
     _widths(evaluation, axes[2])
@@ -397,27 +395,12 @@ def _range(images: np.ndarray) -> tuple[float, float]:
     return float(images.min()), float(images.max())
 
 
-def _images(name: str, value: Any, axes: str) -> np.ndarray:
-    array = np.asarray(check_reals(name, value))
-    if array.ndim != len(axes.split(", ")):
-        raise ValueError(f"{name} must have shape ({axes}), got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name} must hold at least one pixel, got shape {array.shape}")
-    check_finite(name, array)
+def _images(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
+    array = finite_on_host(name, value)
+    some = array.size > 0
+    require(some, f"{name} must hold at least one pixel, got shape {array.shape}")
+    check_shape(name, array, axes)
     return array
-
-
-def _walk(value):
-    y = np.asarray(check_reals("walk", value))
-    if y.ndim != 2 or y.shape[1] != 2:
-        raise ValueError(f"walk must have shape (draws, 2), got {y.shape}")
-    check_finite("walk", y)
-    return y.astype(np.result_type(y, np.float32))
-
-
-def _check_type(name, value, wanted):
-    if not isinstance(value, wanted):
-        raise TypeError(f"{name} must be a {wanted.__name__}, got {kind(value)}")
 
 
 def _grid(images: np.ndarray, ax: Axes | None, limits: tuple[float, float]) -> Axes:

@@ -150,7 +150,7 @@ def test_chunks_do_not_show():
         (
             partial(neb.recall, tolerance=0.0),
             ValueError,
-            "tolerance must be positive and finite, got 0.0",
+            "tolerance must be positive, got 0.0",
         ),
         (partial(neb.recall, max_steps=0), ValueError, "max_steps must be a positive int, got 0"),
         (partial(neb.recall, chunk_size=0), ValueError, "chunk_size must be a positive int, got"),

@@ -138,13 +138,13 @@ ROWS = (
         {},
         [
             Wrong(
-                "an int", {"evaluation": 3}, TypeError, "evaluation must be a Evaluation, got int"
+                "an int", {"evaluation": 3}, TypeError, "evaluation must be an Evaluation, got int"
             ),
             Wrong(
                 "an array",
                 {"evaluation": Y},
                 TypeError,
-                "evaluation must be a Evaluation, got float32",
+                "evaluation must be an Evaluation, got float32",
             ),
         ],
     ),

@@ -4,7 +4,6 @@ Types, dtypes and shapes are checked whether or not a value is traced; values on
 known, so that nothing here prevents `jax.jit`, `jax.vmap` or a derivative.
 """
 
-import os
 import reprlib
 from collections.abc import Callable, Sequence
 from operator import index
@@ -227,8 +226,9 @@ def check_finite(name: str, array: Array | np.ndarray, *, in_jax: bool = False) 
 
 
 def check_shape(name: str, array: Array | np.ndarray, shape: tuple[int | str, ...]) -> None:
-    """Raises a ValueError unless an array has a shape; a dimension given by a name has any size."""
-    fits = [isinstance(b, str) or a == b for a, b in zip(array.shape, shape, strict=False)]
+    """Raises a ValueError unless an array has a shape; a name stands for any size but zero."""
+    pairs = zip(array.shape, shape, strict=False)
+    fits = [a > 0 if isinstance(b, str) else a == b for a, b in pairs]
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     same = array.ndim == len(shape) and all(fits)
     require(same, f"{name} must have shape {wanted}, got {array.shape}")
@@ -293,7 +293,7 @@ def check_network(
     dtype: Any,
     hint: str = "",
 ) -> None:
-    """Raises a ValueError unless `fn` maps one event to floats of a shape; nothing is computed.
+    """Raises an error unless `fn` maps one event to floats of a shape; nothing is computed.
 
     Args:
         name: The function's name among the arguments.
@@ -302,7 +302,12 @@ def check_network(
         shape: The shape of what it must return.
         dtype: That of the event.
         hint: What to add if the shape is another one.
+
+    Raises:
+        TypeError: If `fn` is not callable.
+        ValueError: If it raises an error, or returns anything else.
     """
+    check_type(name, fn, Callable, "callable")
     y = jax.ShapeDtypeStruct(event_shape, dtype)
     try:
         out = eqx.filter_eval_shape(lambda fn, y: fn(y), fn, y)
@@ -331,47 +336,3 @@ def _held(array):
     if array.dtype != object or array.shape != ():
         return array.dtype
     return "None" if array.item() is None else kind(array.item())
-
-
-# Former names, until their callers have moved.
-def as_jax(array: Array | np.ndarray, dtype: Any = None) -> Array:
-    """An array on the device; what is too large for its dtype there is infinite."""
-    with np.errstate(over="ignore"):
-        return jnp.asarray(array, dtype)
-
-
-def positive(name: str, value: Any) -> Float[Array, "..."]:
-    """`check_positive` of any shape, as a JAX array."""
-    return jnp.asarray(check_positive(name, value, scalar=False), float)
-
-
-def positive_scalar(name: str, value: Any) -> Float[Array, ""]:
-    """`check_positive` of a scalar, as a JAX array."""
-    return jnp.asarray(check_positive(name, value), float)
-
-
-def check_events(name: str, y: Array | np.ndarray, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`events.check_events`."""
-    rank = y.ndim - len(event_shape)
-    fits = rank >= 0 and y.shape[rank:] == event_shape
-    require(fits, f"{name} must end in the event shape {event_shape}, got shape {y.shape}")
-    return y.shape[:rank]
-
-
-def check_rows(
-    name: str, x: Array | np.ndarray, event_shape: tuple[int, ...], count: str = "n"
-) -> None:
-    """`events.check_rows`."""
-    wanted = f"({count}, *event_shape) with event shape {event_shape} and {count} at least 1"
-    fits = x.ndim > 0 and len(x) > 0 and x.shape[1:] == event_shape
-    require(fits, f"{name} must have shape {wanted}, got {x.shape}")
-
-
-def check_function(name: str, value: Any) -> None:
-    """`check_type` of a function."""
-    check_type(name, value, Callable, "callable")
-
-
-def check_path(name: str, value: Any) -> None:
-    """`check_type` of a path."""
-    check_type(name, value, str | os.PathLike, "a path")

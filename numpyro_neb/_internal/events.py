@@ -60,8 +60,10 @@ def as_event(y: Any, event_shape: tuple[int, ...]) -> Float[Array, "*event"]:
     return jnp.asarray(rounded(array, jax.dtypes.canonicalize_dtype(array.dtype)))
 
 
-def as_events(name: str, value: Any, energy: Any, rows: str | None = None) -> Float[Array, "..."]:
-    """Events over any batch, in the dtype in which the energy answers.
+def checked_events(
+    name: str, value: Any, energy: Any, rows: str | None = None
+) -> Array | np.ndarray:
+    """Events over any batch, where and as they are given.
 
     Args:
         name: The argument's name, for the message.
@@ -79,7 +81,12 @@ def as_events(name: str, value: Any, energy: Any, rows: str | None = None) -> Fl
     else:
         array = check_rows(name, value, energy.event_shape, rows)
     check_finite(name, array, in_jax=True)
-    return in_dtype_of(energy, array)
+    return array
+
+
+def as_events(name: str, value: Any, energy: Any, rows: str | None = None) -> Float[Array, "..."]:
+    """`checked_events` on the device, in the dtype in which the energy answers."""
+    return in_dtype_of(energy, checked_events(name, value, energy, rows))
 
 
 def in_dtype_of(energy: Any, y: Array | np.ndarray) -> Float[Array, "..."]:

@@ -14,10 +14,12 @@ from numpyro_neb._internal.arviz_data import created_by, event_dims, from_groups
 from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
-    check_finite,
     check_key,
     check_reals,
+    check_shape,
     check_squares,
+    finite_on_host,
+    require,
 )
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
 from numpyro_neb.empirical_bayes.normal_kernel import NormalKernel
@@ -122,9 +124,7 @@ class MixtureFit:
             ValueError: As `fit_mixture`.
         """
         y, sigma = check_observations(y, sigma)
-        if y.shape[1:] != self.energy.event_shape:
-            shape = shape_of_rows("m", self.energy.event_shape)
-            raise ValueError(f"y must have shape {shape}, got {y.shape}")
+        check_shape("y", y, ("m", *self.energy.event_shape))
         return replace(self, y=y, sigma=sigma, duality_gap=np.nan)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
@@ -199,11 +199,6 @@ class MixtureFit:
         )
 
 
-def shape_of_rows(first: str, rest: tuple[int, ...]) -> str:
-    """A shape with a letter for its first number, for a message: "(n, 2)"."""
-    return f"({first}, {', '.join(map(str, rest))})" if rest else f"({first},)"
-
-
 def check_observations(
     y: Numbers, sigma: Numbers
 ) -> tuple[Float[np.ndarray, "n *event"], Float[np.ndarray, " n"]]:
@@ -213,15 +208,14 @@ def check_observations(
         TypeError: If y or sigma holds anything but real numbers.
         ValueError: If y is empty or not finite, or sigma is not positive or of another shape.
     """
-    y = np.asarray(check_reals("y", y), float)
+    y = finite_on_host("y", y, in_jax=True)
+    some = y.ndim > 0 and y.size > 0
+    require(some, f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
     sigma = np.asarray(check_reals("sigma", sigma), float)
-    if y.ndim == 0 or y.size == 0:
-        raise ValueError(f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
-    check_finite("y", y, in_jax=True)
-    if sigma.shape not in ((), (len(y),)):
-        raise ValueError(f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
-    if not np.all(np.isfinite(sigma) & (sigma > 0)):
-        wrong = sigma[~(np.isfinite(sigma) & (sigma > 0))]
+    fits = sigma.shape in ((), (len(y),))
+    require(fits, f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
+    wrong = sigma[~(np.isfinite(sigma) & (sigma > 0))]
+    if wrong.size:
         raise ValueError(f"sigma must be positive and finite, got {wrong[0]}")
     check_squares("y", y, sigma.min())
     return y, np.broadcast_to(sigma, (len(y),))

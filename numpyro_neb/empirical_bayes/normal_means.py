@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 from numpyro_neb._internal.checks import (
     Numbers,
     check_count,
-    check_finite,
     check_positive,
-    check_reals,
+    check_shape,
     check_squares,
+    finite_on_host,
 )
-from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit, check_observations, shape_of_rows
+from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit, check_observations
 from numpyro_neb.empirical_bayes.normal_kernel import NormalKernel
 from numpyro_neb.energies.mixture import MixtureEnergy
 
@@ -197,12 +197,8 @@ def _newton_step(ratios, start):
 
 def _candidates(y, sigma, locs):
     if locs is not None:
-        locs = np.asarray(check_reals("locs", locs), float)
-        if locs.ndim != y.ndim or locs.shape[1:] != y.shape[1:] or len(locs) == 0:
-            raise ValueError(
-                f"locs must have shape {shape_of_rows('K', y.shape[1:])}, got {locs.shape}"
-            )
-        check_finite("locs", locs, in_jax=True)
+        locs = finite_on_host("locs", locs, in_jax=True)
+        check_shape("locs", locs, ("K", *y.shape[1:]))
         check_squares("locs", locs, sigma.min())
         return np.unique(locs, axis=0)
     if y.ndim > 1:

@@ -216,13 +216,16 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
     return loc + jnp.sqrt(energy.scale**2 + energy.sigma**2) * noise
 
 
-def check_energy(energy: Any, *, conditional: bool = False, single: bool = False) -> None:
+def check_energy(
+    energy: Any, *, conditional: bool = False, single: bool = False, hint: str = ""
+) -> None:
     """Raises a TypeError, which says how to wrap a network or function, unless given an energy.
 
     Args:
         energy: One energy, or several stacked along leading dimensions of their arrays.
         conditional: Whether an `AbstractEnergyFamily` will do as well.
         single: Whether stacked energies will not do: then they raise a ValueError.
+        hint: What else may have been meant.
     """
     wanted = f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}"
     if isinstance(energy, AbstractEnergyFamily):
@@ -235,7 +238,7 @@ def check_energy(energy: Any, *, conditional: bool = False, single: bool = False
         isinstance(energy, AbstractEnergy),
         f"{wanted}: wrap a network or function that returns a scalar as"
         " NetworkEnergy(network, sigma, event_shape), and one that returns an array of the event"
-        " shape as ResidualEnergy(network, sigma, event_shape)",
+        f" shape as ResidualEnergy(network, sigma, event_shape){hint}",
         TypeError,
     )
     stack = jnp.shape(energy.sigma)

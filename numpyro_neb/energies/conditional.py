@@ -84,11 +84,9 @@ class ConditionalEnergy(AbstractEnergyFamily):
         _, self.event_shape, self.loc, self.scale = checked_buffers(high, event_shape, loc, scale)
 
     def __check_init__(self):
-        shape, dtype = self.event_shape, self.loc.dtype
-        t = jnp.zeros((), dtype)
-        network = lambda y: self.network(y, t)  # noqa: E731
         check_type("network", self.network, Callable, "callable")
-        check_network("network", network, shape, shape, dtype)
+        shape, t = self.event_shape, jnp.zeros((), self.loc.dtype)
+        check_network("network", lambda y: self.network(y, t), shape, shape, t.dtype)
 
     def at(self, sigma: ArrayLike) -> ResidualEnergy:
         """The energy at one noise level.

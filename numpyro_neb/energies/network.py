@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_neb._internal.checks import Numbers, check_network, check_type
+from numpyro_neb._internal.checks import Numbers, check_network
 from numpyro_neb._internal.configurations import MODULE, SHAPE, Values, configured
 from numpyro_neb._internal.events import as_event
 from numpyro_neb.energies.base import AbstractEnergy, checked_buffers
@@ -67,7 +67,6 @@ class NetworkEnergy(AbstractEnergy):
 
     def __check_init__(self):
         hint = "; eqx.nn.MLP gives a scalar with out_size='scalar'"
-        check_type("network", self.network, Callable, "callable")
         check_network("network", self.network, self.event_shape, (), self.sigma.dtype, hint)
 
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
@@ -132,7 +131,6 @@ class ResidualEnergy(AbstractEnergy):
         )
 
     def __check_init__(self):
-        check_type("network", self.network, Callable, "callable")
         shape = self.event_shape
         check_network("network", self.network, shape, shape, self.sigma.dtype)
 

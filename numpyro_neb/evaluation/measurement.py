@@ -113,9 +113,11 @@ def evaluate(
         >>> found.p_value < 0.01
         True
     """
-    _check_energy(energy)
+    check_energy(energy, single=True)
     check_key(key)
-    _check_integrator(integrator)
+    check_integrator(integrator)
+    moving = getattr(integrator, "initial_velocity", "gaussian") == "gaussian"
+    require(moving, _AT_REST)
     num_steps, num_swaps, chunk_size = check_counts(
         num_steps=num_steps, num_swaps=num_swaps, chunk_size=chunk_size
     )
@@ -123,9 +125,7 @@ def evaluate(
     settings = {"num_particles": num_particles, "num_temperatures": num_temperatures}
     check_counts(2, **settings)
     shape, rng = energy.event_shape, np.random.default_rng(_seed(key))
-    x = _chosen("held_out", held_out, shape, num_pairs, rng)
-    few = f"held_out must hold at least {_FEWEST} examples, got {len(x)}"
-    require(len(x) >= _FEWEST, few)
+    x = _chosen("held_out", held_out, shape, num_pairs, rng, _FEWEST)
     if train is not None:
         train = _chosen("train", train, shape, max(1, _MOST_NUMBERS // prod(shape)), rng)
     key_noise, key_z, key_walk, key_draws = jax.random.split(key, 4)
@@ -158,6 +158,9 @@ def evaluate(
     )
 
 
+_AT_REST = (
+    "integrator must start with velocities of its own law, initial_velocity='gaussian', got 'zero'"
+)
 _FEWEST = 20
 _MOST_NUMBERS = 50_000_000
 _NUM_RECORDED = 64  # chains
@@ -186,31 +189,14 @@ def _seed(key):
     return jax.random.randint(key, (), 0, np.iinfo(np.int32).max).item()
 
 
-def _check_energy(energy):
-    check_energy(energy)
-    stack = jnp.shape(energy.sigma)
-    require(
-        stack == (),
-        f"energy must be a single one, with a scalar sigma, got a stack of shape {stack}:"
-        " take its energies one by one",
-    )
-
-
-def _check_integrator(integrator):
-    check_integrator(integrator)
-    require(
-        getattr(integrator, "initial_velocity", "gaussian") == "gaussian",
-        "integrator must start with velocities of its own law, initial_velocity='gaussian',"
-        " got 'zero'",
-    )
-
-
-def _chosen(name, data, shape, most, rng):
+def _chosen(name, data, shape, most, rng, least=1):
     """At most so many of the examples, in random order; of an array on disk no others are read.
 
     The first of them are a random sample too, whatever the order of the data.
     """
     data = check_rows(name, data, shape)
+    few = f"{name} must hold at least {least} examples, got {len(data)}"
+    require(len(data) >= least, few)
     rows = rng.permutation(len(data))[:most]
     order = np.argsort(rows)
     chosen = np.empty((len(rows), *shape), data.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb._internal.checks import check_count, kind
+from numpyro_neb._internal.checks import check_count, kind, require
 from numpyro_neb._internal.convolutions import for_compiled_loops
 
 
@@ -135,12 +135,10 @@ class AbstractIntegrator(eqx.Module):
 
 def check_integrator(integrator: Any) -> None:
     """Raises a TypeError unless `integrator` is an `AbstractIntegrator`."""
-    if not isinstance(integrator, AbstractIntegrator):
-        got = kind(integrator) if isinstance(integrator, type) else repr(integrator)
-        raise TypeError(
-            "integrator must be one of numpyro_neb.integrators, as in BAOAB(step_size=1.0),"
-            f" got {got}"
-        )
+    what = "one of numpyro_neb.integrators, as in BAOAB(step_size=1.0)"
+    got = kind(integrator) if isinstance(integrator, type) else repr(integrator)
+    known = isinstance(integrator, AbstractIntegrator)
+    require(known, f"integrator must be {what}, got {got}", TypeError)
 
 
 def metropolis(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 from tqdm.auto import tqdm
 
-from numpyro_neb._internal.checks import check_count, check_key
+from numpyro_neb._internal.checks import check_count, check_counts, check_key
 from numpyro_neb.energies.base import AbstractEnergy, check_energy, initial_position
 from numpyro_neb.integrators.base import Target, WalkState, walk
 from numpyro_neb.integrators.underdamped import GHMC
@@ -102,16 +102,12 @@ def log_normalizer(
         -5.0
         >>> log_density = -energy(jnp.array(0.5)) - value
     """
-    check_energy(energy)
+    check_energy(energy, single=True)
     check_key(key)
-    num_particles = check_count("num_particles", num_particles, 2)
-    num_temperatures = check_count("num_temperatures", num_temperatures, 2)
+    num_particles, num_temperatures = check_counts(
+        2, num_particles=num_particles, num_temperatures=num_temperatures
+    )
     num_steps = check_count("num_steps", num_steps)
-    if jnp.ndim(energy.sigma) != 0:
-        raise ValueError(
-            "energy must be a single one, with a scalar sigma, got a stack of shape"
-            f" {jnp.shape(energy.sigma)}: take its energies one by one"
-        )
     total = num_temperatures - 1
     part = -(-total // _PARTS)
     # One compiled length serves all: the last part ends with moves at b = 1 that add no weight.

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb._internal.checks import (
-    check_count,
+    check_counts,
     check_key,
     check_sizes,
     check_type,
+    require,
 )
 from numpyro_neb._internal.configurations import ACTIVATION, SHAPE, SIZE, SIZES, TRUTH, configured
 
@@ -89,8 +90,7 @@ class ConvNet(eqx.Module):
     ):
         planes, height, width = _image_shape(event_shape)
         self.event_shape, self.channels = tuple(event_shape), _channels(channels)
-        self.bottleneck = check_count("bottleneck", bottleneck)
-        self.stride = check_count("stride", stride)
+        self.bottleneck, self.stride = check_counts(bottleneck=bottleneck, stride=stride)
         check_type("activation", activation, Callable, "callable")
         check_key(key)
         self.activation, self.conditional = activation, conditional
@@ -182,17 +182,18 @@ class UNet(eqx.Module):
     ):
         planes, height, width = _image_shape(event_shape)
         self.event_shape, self.channels = tuple(event_shape), _channels(channels)
-        self.num_blocks = check_count("num_blocks", num_blocks)
-        self.patch_size = check_count("patch_size", patch_size)
+        self.num_blocks, self.patch_size = check_counts(
+            num_blocks=num_blocks, patch_size=patch_size
+        )
         check_type("activation", activation, Callable, "callable")
         check_key(key)
         self.activation, self.conditional = activation, conditional
         multiple = patch_size * 2 ** (len(self.channels) - 1)
-        if height % multiple or width % multiple:
-            raise ValueError(
-                "event_shape must have a height and width that are multiples of"
-                f" patch_size 2^(levels - 1) = {multiple}, got {self.event_shape}"
-            )
+        require(
+            height % multiple == 0 and width % multiple == 0,
+            "event_shape must have a height and width that are multiples of"
+            f" patch_size 2^(levels - 1) = {multiple}, got {self.event_shape}",
+        )
         keys = iter(jax.random.split(key, 2 + 6 * num_blocks * len(self.channels)))
         conv = lambda before, after, size, silent=False: (  # noqa: E731
             _convolution(before, after, size, next(keys), silent)
@@ -257,8 +258,8 @@ def _scatter(x, size):
 
 def _planes(network, y, t):
     """The image as (channels, height, width), with t as a channel if there is one."""
-    if (t is not None) != network.conditional:
-        raise ValueError(f"t must be given if and only if conditional={network.conditional}")
+    given, wanted = t is not None, network.conditional
+    require(given == wanted, f"t must be given if and only if conditional={wanted}")
     x = y.reshape(_image_shape(network.event_shape))
     if t is None:
         return x
@@ -267,15 +268,12 @@ def _planes(network, y, t):
 
 def _image_shape(event_shape):
     shape = check_sizes("event_shape", event_shape)
-    if len(shape) not in (2, 3):
-        raise ValueError(
-            f"event_shape must be (height, width) or (channels, height, width), got {shape}"
-        )
+    wanted = "(height, width) or (channels, height, width)"
+    require(len(shape) in (2, 3), f"event_shape must be {wanted}, got {shape}")
     return (1, *shape)[-3:]
 
 
 def _channels(channels):
     sizes = check_sizes("channels", channels)
-    if not sizes:
-        raise ValueError("channels must be those of at least one level, got ()")
+    require(sizes, "channels must be those of at least one level, got ()")
     return sizes

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from numpyro_neb._internal.checks import kind
+from numpyro_neb._internal.checks import check_type, kind, require
 from numpyro_neb._internal.named_functions import find_function, function_name
 from numpyro_neb.energies.base import NonTrainable
 
@@ -97,13 +97,11 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
     """
     from flax import nnx
 
-    if not isinstance(module, nnx.Module):
-        raise TypeError(f"module must be an instance of flax.nnx.Module, got {kind(module)}")
+    check_type("module", module, nnx.Module, "an instance of flax.nnx.Module")
     module = nnx.clone(module)
     module.eval()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    params = _stored("module", params)
-    _check_initialised("module", params)
+    params = _parameters("module", params)
     return NNXNetwork(params, NonTrainable(_stored("module", rest)), graphdef)
 
 
@@ -140,16 +138,13 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
     """
     from flax import linen
 
-    if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be an instance of flax.linen.Module, got {kind(module)}")
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(
-            'variables must be what module.init returned, with a collection "params",'
-            f" got {sorted(variables) if isinstance(variables, Mapping) else kind(variables)}"
-        )
+    check_type("module", module, linen.Module, "an instance of flax.linen.Module")
+    got = list(variables) if isinstance(variables, Mapping) else kind(variables)
+    wanted = 'what module.init returned, with a collection "params"'
+    initialised = isinstance(variables, Mapping) and "params" in variables
+    require(initialised, f"variables must be {wanted}, got {got}")
     rest = {name: value for name, value in variables.items() if name != "params"}
-    params = _stored("variables", variables["params"])
-    _check_initialised("variables", params)
+    params = _parameters("variables", variables["params"])
     return LinenNetwork(params, NonTrainable(_stored("variables", rest)), module.clone(parent=None))
 
 
@@ -162,9 +157,8 @@ class _Key(eqx.Module):
 
 def _stored(name, tree):
     """`tree` with a JAX array for each leaf: a checkpoint's are NumPy's, which `save` passes by."""
-    leaves = jax.tree.leaves(tree)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
-        raise ValueError(f"{name} must hold arrays, got shapes alone: initialise, not eval_shape")
+    shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+    require(not shapes, f"{name} must hold arrays, got shapes alone: initialise, not eval_shape")
 
     def store(leaf):
         leaf = jnp.asarray(leaf)
@@ -186,9 +180,10 @@ def _unstored(tree):
     )
 
 
-def _check_initialised(name, params):
-    if not jax.tree.leaves(params):
-        raise ValueError(f"{name} must hold parameters, got none: initialise a lazy module first")
+def _parameters(name, params):
+    some = jax.tree.leaves(params)
+    require(some, f"{name} must hold parameters, got none: initialise a lazy module first")
+    return _stored(name, params)
 
 
 class _Pickler(pickle.Pickler):

@@ -15,6 +15,7 @@ from numpyro_neb._internal.checks import (
     check_key,
     check_sizes,
     check_type,
+    require,
 )
 from numpyro_neb._internal.configurations import (
     ACTIVATION,
@@ -131,8 +132,8 @@ class MLP(eqx.Module):
         self, y: Float[Array, "*event"], t: Float[Array, ""] | None = None
     ) -> Float[Array, "..."]:
         """The network's output for one y of shape `event_shape`, and one t if it is conditional."""
-        if (t is not None) != self.conditional:
-            raise ValueError(f"t must be given if and only if conditional={self.conditional}")
+        given, wanted = t is not None, self.conditional
+        require(given == wanted, f"t must be given if and only if conditional={wanted}")
         flat = y.reshape(-1)
         out = self.layers(flat if t is None else jnp.append(flat, t))
         return out.reshape(self.event_shape) if self.out == "event" else out

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.util import identity, is_prng_key
 
-from numpyro_neb._internal.checks import check_count, check_function, check_positive
+from numpyro_neb._internal.checks import check_count, check_positive, check_type, kind, require
 from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.integrators.adaptation import Adaptation
@@ -153,13 +153,13 @@ class WalkJumpKernel(ResumableKernel):
     init_strategy: Callable = init_to_uniform
 
     def __post_init__(self):
-        if (self.energy is None) == (self.model is None):
-            raise ValueError("one of energy and model must be given, and not both")
+        one = (self.energy is None) != (self.model is None)
+        require(one, "one of energy and model must be given, and not both")
         if self.model is None:
-            _check_energy(self.energy)
+            check_energy(self.energy, hint="; a NumPyro model goes to WalkJumpKernel(model=...)")
         else:
-            check_function("model", self.model)
-        check_function("init_strategy", self.init_strategy)
+            check_type("model", self.model, Callable, "callable")
+        check_type("init_strategy", self.init_strategy, Callable, "callable")
         check_integrator(self.integrator)
         # As plain numbers, which compare, hash and are written to files.
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
@@ -266,18 +266,17 @@ class WalkJumpKernel(ResumableKernel):
         )
 
     def _check_numbers(self):
+        shares = ("max_bias", "target_accept_prob")
         for name in ("inverse_temperature", "max_score", "max_bias", "target_accept_prob"):
-            value = getattr(self, name)
-            if value is None and name in ("max_score", "target_accept_prob"):
-                continue
-            below = 1.0 if name in ("max_bias", "target_accept_prob") else np.inf
-            object.__setattr__(self, name, check_positive(name, value, below))
+            value, below = getattr(self, name), 1.0 if name in shares else np.inf
+            if value is not None or name not in ("max_score", "target_accept_prob"):
+                object.__setattr__(self, name, check_positive(name, value, below))
         metropolis = self.integrator.target_accept_prob is not None
-        if self.target_accept_prob is not None and not metropolis:
-            raise ValueError(
-                "target_accept_prob must be None for an integrator without a Metropolis test:"
-                " its step is tuned to max_bias"
-            )
+        require(
+            self.target_accept_prob is None or metropolis,
+            "target_accept_prob must be None for an integrator without a Metropolis test:"
+            " its step is tuned to max_bias",
+        )
 
     def _check_frozen(self):
         if self.frozen is None:
@@ -285,11 +284,9 @@ class WalkJumpKernel(ResumableKernel):
         if self.energy is None:
             raise ValueError("frozen must be None with a model: condition the model instead")
         mask = np.asarray(self.frozen)
-        if mask.shape != self.energy.event_shape or not np.issubdtype(mask.dtype, np.bool_):
-            raise ValueError(
-                f"frozen must be a boolean array of the event shape {self.energy.event_shape},"
-                f" got {mask.dtype} of shape {mask.shape}"
-            )
+        fits = mask.shape == self.energy.event_shape and np.issubdtype(mask.dtype, np.bool_)
+        wanted = f"a boolean array of the event shape {self.energy.event_shape}"
+        require(fits, f"frozen must be {wanted}, got {kind(mask)}")
 
 
 class _Walker(eqx.Module):
@@ -382,16 +379,6 @@ class _Walker(eqx.Module):
         potential = self.density.potential
         tempered = potential if beta == 1 else lambda y: beta * potential(y)
         return integrator, Target(tempered, unit, self.max_score)
-
-
-def _check_energy(energy):
-    try:
-        check_energy(energy)
-    except TypeError as error:
-        # A model may have been meant.
-        if not callable(energy):
-            raise
-        raise TypeError(f"{error}; a NumPyro model goes to WalkJumpKernel(model=...)") from None
 
 
 def _first_state(walker, rng_key, position):

@@ -22,7 +22,14 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import initialize_model, potential_energy
 from numpyro.util import is_prng_key
 
-from numpyro_neb._internal.checks import as_array, as_jax, check_finite, finite, kind
+from numpyro_neb._internal.checks import (
+    as_array,
+    check_finite,
+    finite,
+    kind,
+    require,
+    rounded,
+)
 from numpyro_neb._internal.convolutions import for_compiled_loops
 from numpyro_neb.energies.base import AbstractEnergy, initial_position
 from numpyro_neb.models.smoothed_density import SmoothedDensity
@@ -121,10 +128,8 @@ class EnergyDensity(AbstractDensity):
 
     def start(self, key: Array) -> Float[Array, "..."]:
         """Draws from N(loc, scale^2 + sigma^2), one for each key."""
-        if self.frozen is not None:
-            raise ValueError(
-                "init_params must be given where coordinates are frozen: they keep its values"
-            )
+        what = "init_params must be given where coordinates are frozen: they keep its values"
+        require(self.frozen is None, what)
         draw = partial(initial_position, self.energy)
         return draw(key) if is_prng_key(key) else jax.vmap(draw)(key)
 
@@ -136,13 +141,11 @@ class EnergyDensity(AbstractDensity):
         """
         shape = (*chains, *self.energy.event_shape)
         array = as_array("init_params", init_params)
-        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(
-                f"init_params must be a float array of shape {shape},"
-                f" got {array.dtype} of shape {array.shape}"
-            )
+        fits = array.shape == shape and jnp.issubdtype(array.dtype, jnp.floating)
+        got = f"{array.dtype} of shape {array.shape}"
+        require(fits, f"init_params must be a float array of shape {shape}, got {got}")
         check_finite("init_params", array, in_jax=True)
-        return as_jax(array).astype(self.energy.sigma.dtype)
+        return jnp.asarray(rounded(array, self.energy.sigma.dtype))
 
 
 class _Site(NamedTuple):
@@ -295,22 +298,17 @@ class ModelDensity(AbstractDensity):
             ValueError: If a site is missing, has another shape or is not finite.
         """
         names = [site.name for site in self._sites]
-        if not isinstance(init_params, dict) or set(names) != set(init_params):
-            got = sorted(init_params) if isinstance(init_params, dict) else kind(init_params)
-            raise ValueError(
-                f"init_params must be a dict with a value of each of {names}, got {got}"
-            )
+        got = list(init_params) if isinstance(init_params, dict) else kind(init_params)
+        fits = isinstance(init_params, dict) and set(got) == set(names)
+        require(fits, f"init_params must be a dict with a value of each of {names}, got {got}")
         values = {name: finite(f"init_params[{name!r}]", init_params[name]) for name in names}
         if GIBBS_SITES_KWARG in self._kwargs:
             sites = self._trace(substitute_fn=lambda site: values.get(site["name"]))
             values = {k: biject_to(sites[k]["fn"].support).inv(v) for k, v in values.items()}
         for site in self._sites:
-            shape = (*chains, *site.shape)
-            if values[site.name].shape != shape:
-                raise ValueError(
-                    f"init_params[{site.name!r}] must have the unconstrained shape {shape},"
-                    f" got {values[site.name].shape}"
-                )
+            shape, got = (*chains, *site.shape), values[site.name].shape
+            wanted = f"init_params[{site.name!r}] must have the unconstrained shape {shape}"
+            require(got == shape, f"{wanted}, got {got}")
         return self._flat(values, bool(chains))
 
     def _unravel(self, position):
@@ -333,11 +331,11 @@ class ModelDensity(AbstractDensity):
                 names.add(name)
                 if site["type"] != "sample" or site["is_observed"]:
                     continue
-                if site["fn"].support.is_discrete:
-                    raise ValueError(
-                        f"model must have no discrete latent site, got {name!r}: give it to"
-                        " DiscreteGibbs in numpyro.infer.Gibbs, next to this kernel"
-                    )
+                require(
+                    not site["fn"].support.is_discrete,
+                    f"model must have no discrete latent site, got {name!r}: give it to"
+                    " DiscreteGibbs in numpyro.infer.Gibbs, next to this kernel",
+                )
                 shape = biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))
                 sites.append(_Site(name, shape, smoothed_density(site["fn"]) is not None))
 
@@ -345,8 +343,7 @@ class ModelDensity(AbstractDensity):
         jax.eval_shape(look)
         for name in {f"{site.name}_jump" for site in sites if site.smoothed} & names:
             raise ValueError(f"model must have no site {name!r}: that is the jump's name")
-        if not sites:
-            raise ValueError("model must have a latent sample site, got none")
+        require(sites, "model must have a latent sample site, got none")
         return tuple(sorted(sites))
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, UInt32
 from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
-from numpyro_neb._internal.checks import check_count, check_key, check_path
+from numpyro_neb._internal.checks import check_count, check_key, check_type, require
 from numpyro_neb._internal.numpyro_mcmc import collected_fields, model_arguments, set_run
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
 from numpyro_neb.files.energy_file import fingerprint
@@ -92,7 +92,7 @@ def stream(
     """
     check_walk(mcmc)
     check_key(key, mcmc.num_chains)
-    check_path("store", store)
+    check_type("store", store, str | os.PathLike, "a path")
     draws_per_write = check_count("draws_per_write", draws_per_write)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), tuple(extra_fields))
     settings = run.settings() | {
@@ -104,8 +104,7 @@ def stream(
     }
     target = Store(Path(store), settings)
     total, done = mcmc.num_samples // mcmc.thinning, target.num_draws()
-    if done > total:
-        raise ValueError(f"store {store} holds {done} draws, more than the {total} asked for")
+    require(done <= total, f"store {store} holds {done} draws, more than the {total} asked for")
     state = target.state(done, run.template()) if done else None
     bar = tqdm(total=total, initial=done, desc="stream", unit="draw", disable=not progress_bar)
     with bar:
@@ -153,10 +152,8 @@ def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
         >>> neb.streaming.load_state(path, mcmc)  # in another process, say
         >>> mcmc.run(mcmc.post_warmup_state.rng_key)  # the next 100 draws
     """
-    check_path("path", path)
-    check_walk(mcmc)
-    if mcmc.last_state is None:
-        raise ValueError("mcmc must have run: call mcmc.run(key) first")
+    check_type("path", path, str | os.PathLike, "a path")
+    check_walk(mcmc, has_run=True)
     run = _Run(mcmc, *model_arguments(mcmc), ())
     write_state(Path(path), mcmc.last_state, run.settings())
 
@@ -185,7 +182,7 @@ def load_state(
             another run, with what differs.
         FileNotFoundError: If there is no such file.
     """
-    check_path("path", path)
+    check_type("path", path, str | os.PathLike, "a path")
     check_walk(mcmc)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), ())
     mcmc.post_warmup_state = read_state(Path(path), run.template(), run.settings())

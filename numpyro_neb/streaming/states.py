@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from numpyro_neb._internal.checks import short
+from numpyro_neb._internal.checks import require, short
 from numpyro_neb.files.energy_file import read_arrays, write_arrays
 
 _FORMAT = "numpyro_neb sampler state"
@@ -52,15 +52,15 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
     for name, value in settings.items():
         words = _WORDS.get(name, name)
         found = theirs.get(name, theirs.get(words))
-        if found != value:
-            raise ValueError(
-                f"{path} is of a run with another {words} ({short(found)}, now {short(value)}):"
-                " give the same to go on with it, or another path"
-            )
+        require(
+            found == value,
+            f"{path} is of a run with another {words} ({short(found)}, now {short(value)}):"
+            " give the same to go on with it, or another path",
+        )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {jax.tree_util.keystr(at): leaf for at, leaf in leaves}
-    if odd := (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys()):
-        raise ValueError(f"{path} holds another state: not in both are {short(sorted(odd))}")
+    odd = (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys())
+    require(not odd, f"{path} holds another state: not in both are {short(sorted(odd))}")
     num_chains = settings["num_chains"]
     chains = ((num_chains,),) if num_chains > 1 else ((), (1,))
     # A scalar, the unit of length say, may be one for each coordinate.
@@ -79,11 +79,9 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
                 fits &= array.shape in [(*n, *shape) for n in chains for shape in of_one]
         except (KeyError, TypeError, ValueError):
             fits = False
-        if not fits:
-            raise ValueError(
-                f"{path} holds another state: {name} is {short(dtype)} of shape {array.shape},"
-                f" expected {leaf.dtype} of shape {leaf.shape} for each chain"
-            )
+        got = f"{short(dtype)} of shape {array.shape}"
+        wanted = f"{leaf.dtype} of shape {leaf.shape} for each chain"
+        require(fits, f"{path} holds another state: {name} is {got}, expected {wanted}")
     return jax.tree.unflatten(treedef, values)
 
 

@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 
 from numpyro_neb._internal.arviz_data import datasets, from_tree
 from numpyro_neb._internal.atomic_files import check_plain
-from numpyro_neb._internal.checks import short
+from numpyro_neb._internal.checks import require, short
 from numpyro_neb.streaming.states import read_state, write_state
 
 _FORMAT = "numpyro_neb stream"
@@ -57,20 +57,16 @@ class Store:
             _, num_draws = root["sample_stats/diverging"].shape
         except Exception:  # zarr raises of every kind, whatever is there
             raise ValueError(foreign) from None
-        if found != _FORMAT:
-            raise ValueError(foreign)
-        if version != _VERSION:
-            raise ValueError(
-                f"store {self.path} has format version {short(version)}, and this numpyro_neb"
-                f" reads {_VERSION}: another numpyro_neb wrote it"
-            )
+        require(found == _FORMAT, foreign)
+        what = f"format version {short(version)}, and this numpyro_neb reads {_VERSION}"
+        known = version == _VERSION
+        require(known, f"store {self.path} has {what}: another numpyro_neb wrote it")
         return num_draws
 
     def state(self, num_draws: int, template: PyTree) -> PyTree:
         """The sampler's state after so many draws, if they are those of the same run."""
         path = _state_path(self.path, num_draws)
-        if not path.exists():
-            raise ValueError(f"store {self.path} is damaged: {path.name} is missing")
+        require(path.exists(), f"store {self.path} is damaged: {path.name} is missing")
         state = read_state(path, template, self.settings)
         try:
             self._check_arrays()
@@ -112,8 +108,7 @@ class Store:
         from its own file, its group's or the root's: all of them are checked.
         """
         for path in self.path.rglob("*"):
-            if path.name in _FORMAT_2:
-                raise ValueError(f"{path} is of Zarr's format 2")
+            require(path.name not in _FORMAT_2, f"{path} is of Zarr's format 2")
             if path.name == "zarr.json":
                 self._check_node(path.parent, json.loads(path.read_bytes()))
 
@@ -121,22 +116,21 @@ class Store:
         inner = (node.get("consolidated_metadata") or {}).get("metadata", {})
         for name, child in inner.items():
             self._check_node(path / name, child)
-        if node["zarr_format"] != 3 or node.get("storage_transformers"):
-            raise ValueError(f"{path} is not plain Zarr of format 3")
+        plain = node["zarr_format"] == 3 and not node.get("storage_transformers")
+        require(plain, f"{path} is not plain Zarr of format 3")
         if node["node_type"] != "array":
             return
-        codecs = {codec["name"] for codec in node["codecs"]}
-        if not codecs <= _CODECS:
-            raise ValueError(f"{path} is encoded by {short(sorted(codecs - _CODECS))}")
+        unknown = {codec["name"] for codec in node["codecs"]} - _CODECS
+        require(not unknown, f"{path} is encoded by {short(sorted(unknown))}")
         shape, chunk = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
         dims = node.get("dimension_names") or [None] * len(shape)
-        if not len(dims) == len(shape) == len(chunk):
-            raise ValueError(f"{path} of shape {short(shape)} has chunks of {short(chunk)}")
+        odd = f"{path} of shape {short(shape)} has chunks of {short(chunk)}"
+        require(len(dims) == len(shape) == len(chunk), odd)
         for dim, size, length in zip(dims, shape, chunk, strict=True):
-            if dim == "chain" and size != self.settings["num_chains"]:
-                raise ValueError(f"{path} is of {size} chains")
-            if length > (self.settings["draws_per_write"] if dim == "draw" else max(size, 1)):
-                raise ValueError(f"{path} of shape {short(shape)} has chunks of {short(chunk)}")
+            same = dim != "chain" or size == self.settings["num_chains"]
+            require(same, f"{path} is of {size} chains")
+            most = self.settings["draws_per_write"] if dim == "draw" else max(size, 1)
+            require(length <= most, odd)
 
     def _create(self, path, data):
         attributes = {"format": _FORMAT, "version": _VERSION}

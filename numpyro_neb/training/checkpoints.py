@@ -74,7 +74,7 @@ class Checkpoints:
     ):
         fits = isinstance(every, int | timedelta) and not isinstance(every, bool)
         require(fits, f"checkpoint_every must be an int or a timedelta, got {every!r}", TypeError)
-        some = every > (0 if isinstance(every, int) else timedelta(0))
+        some = (every if isinstance(every, int) else every.total_seconds()) > 0
         require(some, f"checkpoint_every must be positive, got {every!r}")
         self.folder, self.every = Path(folder).absolute(), every
         is_file = self.folder.exists() and not self.folder.is_dir()

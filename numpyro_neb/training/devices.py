@@ -159,7 +159,8 @@ def devices_of(sharding: Any) -> Devices:
         f" got {type(sharding).__name__}",
         TypeError,
     )
-    mesh, spec = sharding.mesh, tuple(sharding.spec)
+    mesh: Any = sharding.mesh
+    spec = tuple(sharding.spec)
     first = spec[0] if spec and isinstance(spec[0], tuple) else spec[:1]
     require(
         set(first) == set(mesh.axis_names) and not any(spec[1:]),

@@ -10,14 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from numpyro_neb._internal.checks import (
-    check_count,
-    check_finite,
-    check_floats,
-    check_key,
-    check_rows,
-)
-from numpyro_neb._internal.events import in_dtype_of
+from numpyro_neb._internal.checks import check_count, check_key, require
+from numpyro_neb._internal.events import as_events
 from numpyro_neb.energies.base import (
     AbstractEnergy,
     AbstractEnergyFamily,
@@ -104,16 +98,12 @@ def check_step(
     """
     shape = lambda x: (jnp.shape(x), getattr(x, "dtype", type(x)))  # noqa: E731
     one, other = (jax.tree.map(shape, state) for state in (before, after))
-    if jax.tree.structure(before) != jax.tree.structure(after) or one != other:
-        raise ValueError(
-            "objective must return a state of the structure, shapes and dtypes that its init"
-            f" returned, {one}, got {other}"
-        )
-    if set(metrics) != set(objective.metrics):
-        raise ValueError(
-            f"objective must return the metrics that it names, {sorted(objective.metrics)},"
-            f" got {sorted(metrics)}"
-        )
+    same = jax.tree.structure(before) == jax.tree.structure(after) and one == other
+    what = f"structure, shapes and dtypes that its init returned, {one}, got {other}"
+    require(same, f"objective must return a state of the {what}")
+    names = sorted(objective.metrics)
+    what = f"the metrics that it names, {names}, got {sorted(metrics)}"
+    require(sorted(metrics) == names, f"objective must return {what}")
 
 
 def denoising_loss(
@@ -153,7 +143,7 @@ def denoising_loss(
     """
     check_energy(energy, conditional=True)
     check_key(key)
-    energy, x = fixed_buffers(energy), checked_batch("x", energy, x)
+    energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
     # At one level the key is the noise's, as in 0.1.0: its trainings go on with the same noise.
     key_noise, key_level = (key, key) if energy.one_level else jax.random.split(key)
     sigma = energy.levels(jax.random.uniform(key_level, (len(x),), x.dtype))
@@ -214,7 +204,7 @@ def sure_loss(
         check_count("num_probes", num_probes)
     check_energy(energy)
     check_key(key)
-    energy, y = fixed_buffers(energy), checked_batch("y", energy, y)
+    energy, y = fixed_buffers(energy), as_events("y", y, energy, "batch")
     size = y[0].size
     if num_probes is None and size <= _EXACT:
         probes = jnp.broadcast_to(jnp.eye(size, dtype=y.dtype) * size**0.5, (len(y), size, size))
@@ -240,11 +230,3 @@ def fixed_buffers(energy: Any) -> Any:
     """The energy with no gradient to what does not train."""
     params, buffers = eqx.partition(energy, trainable(energy))
     return eqx.combine(params, jax.lax.stop_gradient(eqx.filter(buffers, eqx.is_array)), buffers)
-
-
-def checked_batch(name: str, energy: Any, data: Any) -> Float[Array, "batch *event"]:
-    """A batch of events as floats of the energy's precision, once known to be one."""
-    data = check_floats(name, data)
-    check_rows(name, data, energy.event_shape, "batch")
-    check_finite(name, data, in_jax=True)
-    return in_dtype_of(energy, data)

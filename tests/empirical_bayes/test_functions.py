@@ -126,7 +126,9 @@ def images(sigma=0.6):
 POINTS = np.random.default_rng(6).normal(size=(2, 3, 2, 3)) * 1.5
 
 
-@pytest.mark.parametrize("form", [images, lambda: targets.Wrapped(images())], ids=["exact", "derivatives"])
+@pytest.mark.parametrize(
+    "form", [images, lambda: targets.Wrapped(images())], ids=["exact", "derivatives"]
+)
 def test_covariance_is_that_of_the_textbook(form, x64, strict):
     """Second-order Tweedie: sigma^2 (I - sigma^2 Hess phi), by brute force."""
     mixture, y = images(), jnp.asarray(POINTS)
@@ -150,7 +152,9 @@ def test_covariance_is_that_of_the_textbook(form, x64, strict):
     assert lineax.is_symmetric(operator)
 
 
-@pytest.mark.parametrize("form", [images, lambda: targets.Wrapped(images())], ids=["exact", "derivatives"])
+@pytest.mark.parametrize(
+    "form", [images, lambda: targets.Wrapped(images())], ids=["exact", "derivatives"]
+)
 def test_components_are_the_leading_eigenvectors(form, x64):
     y = jnp.asarray(POINTS)
     values, vectors = np.linalg.eigh(neb.posterior_covariance(images(), y))
@@ -279,7 +283,7 @@ def test_long_work_shows_a_bar(capsys, monkeypatch):
         ),
         (
             lambda y: empirical_bayes.posterior_components(MIXTURE, y, 1, tolerance=0.0),
-            "tolerance must be positive and finite, got 0.0",
+            "tolerance must be positive, got 0.0",
         ),
         (lambda y: neb.posterior_std(MIXTURE, y[:, :1]), r"y must end in the event shape \(2,\)"),
         (lambda y: neb.posterior_std(MIXTURE, y, chunk_size=-1), "chunk_size must be a positive"),

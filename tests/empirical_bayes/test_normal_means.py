@@ -254,7 +254,7 @@ def test_progress(capsys, monkeypatch):
         ({"sigma": np.array([1.0, np.nan])}, "sigma must be positive and finite, got nan"),
         ({"locs": np.zeros((3, 1))}, r"locs must have shape \(K,\), got \(3, 1\)"),
         ({"locs": np.array([np.nan])}, "locs must be finite"),
-        ({"max_gap": 0.0}, "max_gap must be positive and finite, got 0.0"),
+        ({"max_gap": 0.0}, "max_gap must be positive, got 0.0"),
         ({"max_iterations": 1.5}, "max_iterations must be a positive int, got 1.5"),
     ],
 )
