@@ -1,11 +1,11 @@
-"""What `fit` costs over the bare compiled update: `python -m benchmarks.training`.
+"""The cost of `fit` relative to the bare compiled update: `python -m benchmarks.training`.
 
 Both do the same arithmetic: a DEEN step of a residual 3 x 256 MLP on 8 x 8 images, batch 128. The
 bare loop holds one batch, draws no indices and records nothing.
 
 `python -m benchmarks.training likelihood` times an update of `MaximumLikelihood` in `fit` against
-num_steps + 2 bare gradients of phi at as many points as there are chains, in a compiled loop, as the
-walk takes them. Of the MLP, and of a U-Net on 28 x 28 images.
+num_steps + 2 bare gradients of phi at as many points as there are chains, in a compiled loop like
+the walk's: for the MLP, and for a U-Net on 28 x 28 images.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def _energy() -> neb.ResidualEnergy:
 
 
 def bare_run(energy: neb.AbstractEnergy, batch: jax.Array) -> Callable[[int], float]:
-    """Seconds that so many bare updates on one batch take, compilation apart."""
+    """Seconds for a number of bare updates on one batch, without compilation."""
     optimizer = optax.adam(1e-3)
     params, rest = eqx.partition(energy, trainable(energy))
 
@@ -68,9 +68,9 @@ def fit_seconds(data: np.ndarray, num_steps: int) -> float:
 
 
 def gradients_seconds(energy: neb.AbstractEnergy, number: int, count: int) -> float:
-    """Seconds that `count` gradients of phi at `number` points take, compilation apart.
+    """Seconds for `count` gradients of phi at `number` points, without compilation.
 
-    In a compiled loop, as the walk takes them: convolutions are matrix products there.
+    In a compiled loop like the walk's: convolutions are matrix products there.
     """
     y = jax.random.normal(jax.random.key(0), (number, *energy.event_shape))
     arrays, static = eqx.partition(energy, eqx.is_array)
@@ -78,7 +78,7 @@ def gradients_seconds(energy: neb.AbstractEnergy, number: int, count: int) -> fl
     @functools.partial(jax.jit, static_argnums=2)
     def gradients(arrays, y, count):
         target = neb.integrators.Target(eqx.combine(arrays, static), energy.sigma)
-        # A small step, so that no gradient is that of the loop before.
+        # A small step, so that each iteration computes a new gradient.
         step = lambda _, y: y - 1e-6 * jax.vmap(target)(y)[1]  # noqa: E731
         return jax.lax.fori_loop(0, count, step, y)
 
@@ -89,7 +89,7 @@ def gradients_seconds(energy: neb.AbstractEnergy, number: int, count: int) -> fl
 
 
 def updates_seconds(energy: neb.AbstractEnergy, objective, count: int) -> float:
-    """Seconds that so many more updates of maximum likelihood take: the slope of two lengths."""
+    """Seconds for `count` further updates of maximum likelihood: the slope of two lengths."""
     data = np.random.default_rng(0).random((1500, *energy.event_shape)).astype(np.float32)
     settings: Any = {"key": jax.random.key(0), "batch_size": objective.num_chains}
 

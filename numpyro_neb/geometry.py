@@ -1,4 +1,4 @@
-"""i-spheres: how far apart the data lie, in units of the noise, and so which sigma to choose."""
+"""i-spheres: how far apart the data are, in units of the noise, to guide the choice of sigma."""
 
 from collections.abc import Iterator
 from math import sqrt
@@ -49,28 +49,28 @@ class SphereOverlaps(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """The root mean square over the coordinates of their standard deviations.
+        """The root mean square of the coordinates' standard deviations.
 
-        E chi^2 is half of its square; to the width of a bin.
+        E chi^2 is half its square; exact to the width of a bin.
         """
         middles = (self.edges[:-1] + self.edges[1:]) / 2
         return float(np.sqrt(2 * np.sum(self.counts * middles**2) / self.num_pairs))
 
     @property
     def advice(self) -> str:
-        """What these overlaps say of the choice of sigma, in words."""
+        """What these overlaps say about the choice of sigma, in words."""
         ratio = self.max / self.spread
         return (
             f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
-            f" each example by itself. At the median, {self.median:.3g}, half of the pairs overlap;"
-            f" from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix. Take"
-            f" sigma_c or a little more to walk between examples; from {self.median:.2g} to"
-            f" {self.max:.2g} jumps are sharper and the walk is slower, and whether it still visits"
-            " all of the data is for `evaluate` to say; smaller, to recall details. Above"
-            f" {2 * self.max:.2g} each i-sphere contains all"
-            f" examples, and details are lost. The data's spread is {self.spread:.2g} a coordinate:"
-            f" of a Gaussian with that spread, jumps at sigma_c keep {1 / np.hypot(1, ratio):.0%};"
-            f" a learned prior in a model wants a third of it, {self.spread / 3:.2g}, or less."
+            f" each example separately. At the median, {self.median:.3g}, half of the pairs"
+            f" overlap; from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix."
+            f" Use sigma_c or slightly more to walk between examples; from {self.median:.2g} to"
+            f" {self.max:.2g} jumps are sharper and the walk is slower, and `evaluate` shows"
+            " whether it still visits all of the data; use a smaller sigma to recall details. Above"
+            f" {2 * self.max:.2g} each i-sphere contains all examples, and details are lost. The"
+            f" data's spread is {self.spread:.2g} per coordinate: for a Gaussian with that spread,"
+            f" jumps at sigma_c keep {1 / np.hypot(1, ratio):.0%}; a learned prior in a model needs"
+            f" a third of it, {self.spread / 3:.2g}, or less."
         )
 
 
@@ -109,19 +109,19 @@ class SphereShell(NamedTuple):
 def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
     """The overlaps chi_ij = norm(X_i - X_j) / (2 sqrt(d)) of the data's i-spheres.
 
-    In high dimension the noisy samples Y of X_i lie on a thin shell about it, the i-sphere, of
+    In high dimension the noisy samples Y of X_i lie on a thin shell around it, the i-sphere, of
     radius sigma sqrt(d). Two of them begin to overlap at sigma = chi_ij. All pairs are visited, in
     blocks of 2,048 x 2,048, so that memory does not grow with n^2.
 
     Args:
         x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         The summary, in the data's units; it prints as a sentence, and `advice` is a paragraph.
 
     Raises:
-        TypeError: If x holds no real numbers.
+        TypeError: If x does not hold real numbers.
         ValueError: If there are fewer than two points, or one is not finite.
 
     Reference:
@@ -133,7 +133,7 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
         overlaps chi of 3 pairs: min 1.000, median 2.000, mean 2.000, max (sigma_c) 3.000
     """
     x = _centred(x)
-    # No two points are farther apart than the ends of a diameter of a ball that holds all.
+    # No two points are farther apart than the diameter of a ball that contains them all.
     bound = np.sqrt(((x - x.mean(0)) ** 2).sum(1).max() / x.shape[1]) * (1 + 1e-9)
     bound = bound if bound > 0 else 1.0
     scale = _BINS / bound
@@ -144,7 +144,7 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
         counts += np.bincount(bins, minlength=_BINS + 1)
         sums += np.bincount(bins, chi, minlength=_BINS + 1)
         low, high = min(low, chi.min()), max(high, chi.max())
-    # The two middle ranks; of a bin's values the mean.
+    # The two middle ranks, each as the mean of its bin.
     middle = np.searchsorted(
         np.cumsum(counts), [(counts.sum() - 1) // 2, counts.sum() // 2], "right"
     )
@@ -166,13 +166,13 @@ def critical_sigma(x: Numbers, *, progress_bar: bool = True) -> float:
 
     Args:
         x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         sigma_c, in the data's units.
 
     Raises:
-        TypeError: If x holds no real numbers.
+        TypeError: If x does not hold real numbers.
         ValueError: If there are fewer than two points, or one is not finite.
 
     Reference:
@@ -192,18 +192,18 @@ def overlap_regimes(
     *,
     progress_bar: bool = True,
 ) -> OverlapRegimes:
-    """Which share of the pairs of i-spheres is apart, overlapping and contained at one sigma.
+    """The shares of pairs of i-spheres apart, overlapping and contained at one sigma.
 
     Args:
         x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
         sigma: The noise's standard deviation, positive.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         The three shares, which sum to one; they print as a sentence.
 
     Raises:
-        TypeError: If x holds no real numbers, or sigma is none.
+        TypeError: If x does not hold real numbers, or sigma is not a real number.
         ValueError: If there are fewer than two points, one is not finite, or sigma is not positive.
 
     Reference:
@@ -224,7 +224,7 @@ def overlap_regimes(
 
 
 def sphere_shell(dim: SupportsIndex, sigma: float) -> SphereShell:
-    """The radius and the width of the shell on which Y lies about X: a chi distribution's moments.
+    """The radius and the width of the shell on which Y lies around X: a chi distribution's moments.
 
     Args:
         dim: The dimension d.
@@ -234,7 +234,7 @@ def sphere_shell(dim: SupportsIndex, sigma: float) -> SphereShell:
         The mean and the standard deviation of norm(Y - X).
 
     Raises:
-        TypeError: If sigma is no real number.
+        TypeError: If sigma is not a real number.
         ValueError: If dim is not a positive int, or sigma is not positive.
 
     Reference:
@@ -250,7 +250,7 @@ def sphere_shell(dim: SupportsIndex, sigma: float) -> SphereShell:
     if d < 1000:
         mean = sqrt(2) * np.exp(gammaln((d + 1) / 2) - gammaln(d / 2))
         variance = d - mean**2
-    else:  # the difference would lose its digits; Stirling's series has them
+    else:  # the difference would lose its digits; Stirling's series keeps them
         variance = 1 / 2 - 1 / (8 * d) - 1 / (16 * d**2)
         mean = sqrt(d - variance)
     return SphereShell(float(sigma * mean), float(sigma * sqrt(variance)))
@@ -277,7 +277,7 @@ def _overlaps(x: np.ndarray, progress_bar: bool) -> Iterator[np.ndarray]:
 
 
 def _distances(a, b):
-    """Distances by one matrix product; those that it can't tell from zero, one by one."""
+    """Distances by one matrix product; those it can't tell from zero, one by one."""
     norms = (a**2).sum(1)[:, None] + (b**2).sum(1)
     squares = norms - 2 * a @ b.T
     rows, columns = np.nonzero(squares < 1e-9 * norms)

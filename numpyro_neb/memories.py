@@ -28,20 +28,20 @@ Cues = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 class Memories(NamedTuple):
-    """What `recall` finds from each cue; `*batch` are the cues' leading dimensions.
+    """What `recall` finds for each cue; `*batch` are the cues' leading dimensions.
 
     Attributes:
         attractors: Where the flow comes to rest, of shape (*batch, *event_shape).
-        energies: phi there, of shape (*batch): relative to one another only.
+        energies: phi there, of shape (*batch); only differences have a meaning.
         converged: Whether it came to rest, of shape (*batch).
-        stable: Whether it is a memory: at rest, and the way up in every direction, of shape
-            (*batch): the smallest curvature is above the tolerance. A saddle is not, nor is a
-            valley with a flat bottom.
+        stable: Whether it is a memory, of shape (*batch): at rest, with the energy rising in every
+            direction (the smallest curvature is above the tolerance). A saddle or a valley with a
+            flat bottom is not.
         num_steps: Steps that the solver took, of shape (*batch).
         times: The time that it took, in units of sigma^2, of shape (*batch).
         curvatures: The smallest eigenvalue of the energy's Hessian in units of 1/sigma^2, of shape
-            (*batch): between 0 and 1 at a memory of the true energy; NaN where the flow left the
-            finite numbers.
+            (*batch): between 0 and 1 at a memory of the true energy; NaN if the flow became NaN or
+            infinite.
     """
 
     attractors: Float[Array, "..."]
@@ -70,28 +70,28 @@ def recall(
     r"""Follows dy/dt = -grad phi(y) from each cue to the memory in whose basin it lies.
 
     At a memory y* grad phi(y*) = 0 and Hess phi(y*) > 0, so that x_hat(y*) = y*: the jump leaves it
-    where it is. The flow ends where norm(grad phi) < tolerance / sigma; where it ends on a saddle,
-    or where the smallest curvature k, in units of 1/sigma^2, is below 40 tolerance, it goes on to a
-    gradient 40 times smaller: what is left of the way, tolerance sigma / k, is small as well.
+    where it is. The flow stops when norm(grad phi) < tolerance / sigma; if that is on a saddle, or
+    the smallest curvature k, in units of 1/sigma^2, is below 40 tolerance, it continues to a
+    gradient 40 times smaller, so that the remaining distance, tolerance sigma / k, is small too.
 
     Args:
         energy: The energy phi.
         y: Cues, of shape (*batch, *event_shape): noisy, half erased, or anything.
         flow: "gradient", the flow itself, by Tsitouras' 5(4) method with adaptive steps (diffrax);
-            or "jump", y <- x_hat(y), which is its Euler step of sigma^2: it ends in attractors of
+            or "jump", y <- x_hat(y), its Euler step of length sigma^2: it ends in attractors of
             the same kind, and often but not always in the same one.
         tolerance: The norm of the energy's gradient at rest, in units of 1/sigma, and the smallest
             curvature of a memory, in units of 1/sigma^2.
-        max_steps: Steps at most; what has not come to rest by then is not `converged`.
-        chunk_size: How many cues are followed side by side.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        max_steps: Maximum number of steps; a cue not at rest by then is not `converged`.
+        chunk_size: How many cues to follow at once.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         The attractors, their energies, whether they are stable, and how long it took.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y is of another shape or not finite, flow is neither, tolerance is not
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        ValueError: If y has the wrong shape or is not finite, flow is neither, tolerance is not
             positive, or a count is not a positive int.
         FloatingPointError: If phi is NaN or infinite at every cue.
 
@@ -139,7 +139,7 @@ class _Settled(NamedTuple):
 
 
 def _chosen(which, further, found):
-    """Where the flow has gone on, where it is now; at rest is what came to rest at first."""
+    """Takes the further results where the flow continued; keeps the first `converged`."""
 
     def choose(new, old):
         return jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -151,7 +151,7 @@ def _chosen(which, further, found):
     )
 
 
-# How much finer than the tolerance the flow is followed in flat valleys and off saddles.
+# By this factor the tolerance shrinks in flat valleys and at saddles.
 _FINER = 40
 
 
@@ -160,21 +160,21 @@ def _curvatures(energy, ends, progress_bar):
     finite = jnp.all(jnp.isfinite(ends), axis=tuple(range(1, ends.ndim)))
     safe = jnp.where(finite.reshape(-1, *[1] * (ends.ndim - 1)), ends, 0)
     found = posterior_components(energy, safe, 1, progress_bar=progress_bar)
-    # A Ritz value's error is about its residual's square, and always this way.
+    # A Ritz value is too small by about its residual's square.
     largest = found.variances[:, 0] * (1 + found.residuals[:, 0] ** 2)
     return jnp.where(finite, 1 - largest / energy.sigma**2, jnp.nan)
 
 
 class FoundMemories(NamedTuple):
-    """The places at rest that `find_memories` tells apart, by falling number of cues.
+    """The distinct resting points that `find_memories` found, most cues first.
 
     Attributes:
-        attractors: One of each, of shape (m, *event_shape).
+        attractors: One for each, of shape (m, *event_shape).
         energies: phi there, of shape (m,).
-        stable: Whether each is a memory, and not a saddle or a flat valley, of shape (m,).
+        stable: Whether each is a memory, not a saddle or a flat valley, of shape (m,).
         counts: How many of the cues lie in its basin, of shape (m,).
-        basins: The memory of each cue, its index, or -1 where the flow did not come to rest, of
-            shape (n,).
+        basins: The index of each cue's memory, or -1 if the flow did not come to rest, of shape
+            (n,).
     """
 
     attractors: Float[np.ndarray, "m *event"]
@@ -187,8 +187,8 @@ class FoundMemories(NamedTuple):
         lost = int(np.sum(self.basins < 0))
         saddles = len(self.counts) - int(np.sum(self.stable))
         text = f"{len(self.counts) - saddles} memories of {len(self.basins)} cues"
-        text += f", {saddles} more places at rest that are not stable" if saddles else ""
-        text += f", {lost} of which did not come to rest" if lost else ""
+        text += f", {saddles} unstable resting point(s)" if saddles else ""
+        text += f", {lost} cues not at rest" if lost else ""
         if not len(self.counts):
             return text
         more = ", ..." if len(self.counts) > 10 else ""
@@ -206,15 +206,15 @@ def find_memories(
     chunk_size: int = 256,
     progress_bar: bool = True,
 ) -> FoundMemories:
-    r"""Recalls from every cue, and tells the attractors apart.
+    r"""Recalls from every cue, and groups the attractors into distinct ones.
 
-    Two attractors are one where they lie nearer than `merge_distance` * sigma, or a chain of others
-    joins them at such distances (single linkage).
+    Two attractors count as one if they are closer than `merge_distance` * sigma, or if a chain of
+    others at such distances joins them (single linkage).
 
     Args:
         energy: The energy phi.
         y: Cues, of shape (n, *event_shape).
-        merge_distance: In units of sigma: well above what `tolerance` leaves of the way.
+        merge_distance: In units of sigma, well above the distance that `tolerance` leaves.
         flow: As in `recall`.
         tolerance: As in `recall`.
         max_steps: As in `recall`.
@@ -226,8 +226,8 @@ def find_memories(
 
     Raises:
         TypeError: As `recall`.
-        ValueError: As `recall`; or if y has not shape (n, *event_shape), or merge_distance is not
-            positive.
+        ValueError: As `recall`; or if y does not have shape (n, *event_shape), or merge_distance
+            is not positive.
 
     Reference:
         NEB section 5.
@@ -262,7 +262,7 @@ def find_memories(
     rank = np.empty(len(names), int)
     rank[order] = np.arange(len(names))
     labels[rest] = rank[np.searchsorted(names, labels[rest])]
-    # Of each the lowest stands for all.
+    # The lowest of each group represents it.
     lowest = rest[np.argsort(found.energies[rest], kind="stable")]
     chosen = lowest[np.unique(labels[lowest], return_index=True)[1]]
     one_of_each = (found.attractors[chosen], found.energies[chosen], found.stable[chosen])
@@ -276,22 +276,22 @@ def follow(
     *,
     max_steps: int = 4096,
 ) -> Float[Array, "..."]:
-    r"""The path of dy/dt = -grad phi(y) from each cue, for pictures.
+    r"""The path of dy/dt = -grad phi(y) from each cue, for plots.
 
     Args:
         energy: The energy phi.
         y: Cues, of shape (*batch, *event_shape).
-        times: When to look, rising and not negative, in units of sigma^2: one of them is a step of
-            the jump.
-        max_steps: Steps of the solver at most.
+        times: The times to record, rising and not negative, in units of sigma^2: one unit is a step
+            of the jump.
+        max_steps: Maximum number of solver steps.
 
     Returns:
-        The places, of shape (*batch, t, *event_shape).
+        The positions, of shape (*batch, t, *event_shape).
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y is of another shape or not finite, or times are not as said.
-        FloatingPointError: If a path was not followed to its end.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        ValueError: If y has the wrong shape or is not finite, or times are not as described.
+        FloatingPointError: If a path does not reach its end.
 
     Reference:
         NEB section 5.
@@ -311,14 +311,14 @@ def follow(
     paths: Any = _paths(energy, flat, jnp.asarray(times, flat.dtype), max_steps)
     if not np.all(np.isfinite(paths)):
         raise FloatingPointError(
-            f"a path was not followed to its end in max_steps = {max_steps} steps, or left the"
-            f" finite numbers before time {times[-1]}"
+            f"a path did not reach its end in max_steps = {max_steps} steps, or became NaN or"
+            f" infinite before time {times[-1]}"
         )
     return paths.reshape(*batch, *paths.shape[1:])
 
 
 def _flow_of(energy):
-    """The flow in units of sigma^2: x_hat(y) - y, without the rounding of y."""
+    """The flow in units of sigma^2: x_hat(y) - y, without rounding at y's scale."""
     score = for_compiled_loops(energy.score)
     return lambda y: energy.sigma**2 * score(y)
 
@@ -327,8 +327,8 @@ def _solution(energy, y, end, tolerance, **settings):
     import diffrax
 
     flow = _flow_of(energy)
-    # The norm of a step's error is below a tenth of the flow's at rest, or the rounding's, so that
-    # the end of the path is the attractor's and not the solver's.
+    # A step's error stays below a tenth of the flow's norm at rest, or at rounding level, so that
+    # the attractor, not the solver's error, sets the end of the path.
     atol = 0.1 * tolerance * energy.sigma / max(1, y.size) ** 0.5
     controller = diffrax.PIDController(rtol=4 * float(jnp.finfo(y.dtype).eps), atol=atol)
     return diffrax.diffeqsolve(
@@ -392,7 +392,7 @@ _FLOWS = {"gradient": _gradient_flow, "jump": _jumps}
 
 
 def _check_energies(energy, cues, energies):
-    """Raises an error where nothing was found because the energy has no value at any cue."""
+    """Raises an error if nothing was found because the energy is not finite at any cue."""
     if isinstance(energies, Tracer) or np.any(np.isfinite(energies)):
         return
     at_cues = np.asarray(jax.vmap(energy)(cues))

@@ -1,9 +1,9 @@
-"""Empirical Bayes: what an observation Y = X + N(0, sigma^2 I) says of X.
+"""Empirical Bayes: what an observation Y = X + N(0, sigma^2 I) says about X.
 
-Two situations differ. Where clean X are at hand, train an energy on them with `fit`, or take their
-kernel density, `MixtureEnergy(x, sigma)`. Where only noisy Y are, `fit_mixture(y, sigma)` estimates
-the law of X from them, and `fit(..., objective=sure_loss)` trains an energy on them. An energy of
-noisy data taken for clean ones believes that X is as noisy as Y, and shrinks too little.
+There are two cases. If you have clean X, train an energy on them with `fit`, or use their kernel
+density, `MixtureEnergy(x, sigma)`. If you have only noisy Y, `fit_mixture(y, sigma)` estimates the
+law of X from them, and `fit(..., objective=sure_loss)` trains an energy on them. An energy trained
+on noisy data as if they were clean takes X to be as noisy as Y, and shrinks too little.
 """
 
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution

@@ -21,16 +21,16 @@ from numpyro_neb.posteriors.base import AbstractPosterior, at_once, in_parts
 class PosteriorDistribution(Distribution):
     r"""The law of X given Y=y for a batch of observations: what `posterior_distribution` returns.
 
-    The methods of a NumPyro distribution (`mean`, `variance`, `sample`, `log_prob`), and those of
-    an energy's posterior: `covariance_matrix` over the flattened event, and of each coordinate by
-    itself `cdf`, `icdf`, `interval(probability)` and `lfsr`, the local false sign rate.
+    It has the methods of a NumPyro distribution (`mean`, `variance`, `sample`, `log_prob`) and of
+    an energy's posterior: `covariance_matrix` over the flattened event and, for each coordinate
+    separately, `cdf`, `icdf`, `interval(probability)` and `lfsr`, the local false sign rate.
 
     Args:
-        posteriors: `AbstractPosterior`s stacked along leading dimensions of their arrays, those of
-            their `sigma`, but for the fields that they share.
+        posteriors: `AbstractPosterior`s stacked along leading dimensions of their arrays (those of
+            their `sigma`), except for the fields that they share.
 
     Raises:
-        ValueError: If a sigma that is known now is not positive.
+        ValueError: If a concrete (untraced) sigma is not positive.
 
     Example:
         >>> import jax.numpy as jnp, numpyro_neb as neb
@@ -43,7 +43,7 @@ class PosteriorDistribution(Distribution):
     """
 
     arg_constraints: dict = {}  # noqa: RUF012 (NumPyro declares it so)
-    # What is of each observation apart from what they share: a module's arrays are leaves.
+    # Each observation's fields and those they share: a module's arrays are leaves.
     pytree_data_fields = ("_each", "_shared")
 
     def __init__(self, posteriors: AbstractPosterior, *, validate_args: bool | None = None):
@@ -65,7 +65,7 @@ class PosteriorDistribution(Distribution):
 
     @property
     def has_rsample(self) -> bool:
-        """Whether a draw is differentiable: a Gaussian's is, that of a mixture's component not."""
+        """Whether a draw is differentiable: a Gaussian's is, a mixture's is not."""
         return self._each.reparametrised
 
     @property
@@ -97,7 +97,7 @@ class PosteriorDistribution(Distribution):
     def projected(self) -> Float[Array, "*batch"]:
         """The share of the directions in which a learned energy's covariance was negative.
 
-        There it counts as zero: see `LinearisedPosterior`.
+        Negative values count as zero: see `LinearisedPosterior`.
         """
         return self._ask("projected")
 
@@ -108,7 +108,7 @@ class PosteriorDistribution(Distribution):
     def icdf(self, q: ArrayLike) -> Float[Array, "..."]:
         """The quantile at q of each coordinate: the least value whose `cdf` reaches q.
 
-        NaN where q is not between 0 and 1.
+        NaN if q is not between 0 and 1.
         """
         return self._ask("icdf", q)
 
@@ -122,7 +122,7 @@ class PosteriorDistribution(Distribution):
         return self.icdf(tail), self.icdf(1 - tail)
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Float[Array, "..."]:  # noqa: ARG002
-        """The log density at `value`; where X given y is discrete, its log probability."""
+        """The log density at `value`, or its log probability if X given y is discrete."""
         self.posteriors.check_density()
         value = jnp.asarray(value)
         check_events("value", value, self.event_shape)
@@ -136,7 +136,7 @@ class PosteriorDistribution(Distribution):
         return jnp.moveaxis(draws, 0, len(shape)).reshape(*shape, *batch, *self.event_shape)
 
     def _ask(self, name: str, *values: ArrayLike) -> Array:
-        """What each posterior says, of values if any, whose leading dimensions are draws."""
+        """`name` of each posterior, at values if any, whose leading dimensions are draws."""
         own = self.batch_shape + self.event_shape
         whole = jnp.broadcast_shapes(own, *map(jnp.shape, values))
         draws, batch = whole[: len(whole) - len(own)], whole[len(whole) - len(own) :]
@@ -157,10 +157,10 @@ def stacked(make: Callable, batch: tuple[int, ...], *operands: Float[Array, "...
     """The posteriors of a batch of observations, as `PosteriorDistribution` takes them.
 
     Args:
-        make: Gives an `AbstractPosterior` from one of each operand; a pytree, as
+        make: Makes an `AbstractPosterior` from one of each operand; must be a pytree, as
             `energy.posterior` is.
         batch: The leading dimensions of the operands.
-        operands: Such as observations.
+        operands: The batched inputs of `make`, such as observations.
     """
     flat = tuple(_flat(operand, batch, batch) for operand in operands)
     each, shared = _stacked(make, flat)
@@ -175,7 +175,7 @@ def _stacked(make, operands):
 
 
 def _apart(posterior):
-    """The posterior with what is of one observation, and with what all of an energy's share."""
+    """The posterior with only the fields of one observation, and with only the shared ones."""
     own = lambda path, _: path[0].name not in posterior.shared  # noqa: E731
     return eqx.partition(posterior, jax.tree_util.tree_map_with_path(own, posterior))
 
@@ -192,7 +192,7 @@ def _flat(each, old, new):
 
 @eqx.filter_jit
 def _answers(name: str, each: Any, shared: Any, values: tuple[Array, ...], most: int) -> Array:
-    """What each of n posteriors says, of values of shape (n, draws, *event_shape) if any."""
+    """`name` of each of n posteriors, at values of shape (n, draws, *event_shape) if any."""
 
     def one(each, *values):
         answer = getattr(eqx.combine(each, shared), name)

@@ -1,4 +1,4 @@
-"""What an energy says of the clean X behind observations: functions over any batch of them."""
+"""What an energy says about the clean X behind any batch of observations."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -34,22 +34,22 @@ def posterior_mean(
 ) -> Float[Array, "..."]:
     r"""E[X given Y=y] = y - sigma^2 grad phi(y), over any batch.
 
-    The estimator that least squares would choose: for the true energy no other has a smaller mean
-    squared error. Exact for a `MixtureEnergy`, and as good as its training for a learned one.
+    The least-squares estimator: under the true energy, no other has a smaller mean squared error.
+    It is exact for a `MixtureEnergy`, and as accurate as the training for a learned energy.
 
     Args:
         energy: The energy phi of the smoothed density at the noise level of `y`.
         y: Observations, of shape (*batch, *event_shape), batch of any rank.
-        chunk_size: How many of them are worked on at once: memory beyond `y` and the result is that
-            of one chunk.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        chunk_size: How many observations to process at once: memory besides `y` and the result is
+            that of one chunk.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         The posterior means, of y's shape.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        ValueError: If y has the wrong shape or is not finite, or chunk_size is not a positive int.
 
     Reference:
         Robbins 1956; Miyasawa 1961; NEB equation 3.
@@ -73,21 +73,21 @@ def posterior_std(
     r"""The standard deviation of each coordinate of X given Y=y, over any batch.
 
     The square root of the diagonal of sigma^2 (I - sigma^2 Hess phi(y)). Exact for a
-    `MixtureEnergy`; from d Jacobian-vector products of the jump for another energy, where a
-    variance that a badly fitted one has below zero counts as zero.
+    `MixtureEnergy`; for any other energy, from d Jacobian-vector products of the jump, and a
+    negative variance, from a poor fit, counts as zero.
 
     Args:
         energy: The energy phi.
         y: Observations, of shape (*batch, *event_shape).
-        chunk_size: How many of them are worked on at once.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        chunk_size: How many observations to process at once.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         Standard deviations, of y's shape, in y's units.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        ValueError: If y has the wrong shape or is not finite, or chunk_size is not a positive int.
 
     Reference:
         Efron, Tweedie's formula and selection bias, JASA 106 (2011).
@@ -104,32 +104,33 @@ def posterior_std(
 def posterior_covariance(
     energy: AbstractEnergy,
     y: Observations,
-    form: Literal["full", "diagonal", "operator"] = "full",
+    covariance: Literal["full", "diagonal", "operator"] = "full",
     *,
     chunk_size: int = 128,
     progress_bar: bool = True,
 ) -> Any:
     r"""Cov(X given Y=y) = sigma^2 (I - sigma^2 Hess phi(y)) = sigma^2 d x_hat / dy.
 
-    As it is: a learned energy's may have negative eigenvalues where it fits badly.
+    Returned unprojected: a learned energy's may have negative eigenvalues where the fit is poor.
     `posterior_distribution` raises them to zero.
 
     Args:
         energy: The energy phi.
         y: Observations, of shape (*batch, *event_shape).
-        form: "full", a matrix over the flattened event; "diagonal", the variances; or "operator",
-            v -> Cov v for large d, one Jacobian-vector product a call and no matrix.
-        chunk_size: How many observations are worked on at once; an operator's `mv` takes all.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        covariance: How to represent it: "full", a matrix over the flattened event; "diagonal", the
+            variances; or "operator", v -> Cov v for large d, one Jacobian-vector product per call
+            and no matrix.
+        chunk_size: How many observations to process at once; an operator's `mv` takes all.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         An array of shape (*batch, d, d), or of y's shape for "diagonal"; for "operator" a symmetric
-        `lineax.FunctionLinearOperator`, whose `mv` takes and gives arrays of y's shape, each
-        observation by itself.
+        `lineax.FunctionLinearOperator`, whose `mv` takes and returns arrays of y's shape, each
+        observation separately.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If form is none of the three, y does not end in the event shape, or
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        ValueError: If covariance is not one of the three, y does not end in the event shape, or
             chunk_size is not a positive int.
 
     Reference:
@@ -146,9 +147,9 @@ def posterior_covariance(
         >>> operator.mv(jnp.array([1.0, 0.0]))
         Array([1., 2.], dtype=float32)
     """
-    check_choice("form", form, ("full", "diagonal", "operator"))
-    if form != "operator":
-        ask = {"full": "covariance", "diagonal": "variance"}[form]
+    check_choice("covariance", covariance, ("full", "diagonal", "operator"))
+    if covariance != "operator":
+        ask = {"full": "covariance", "diagonal": "variance"}[covariance]
         return _over(ask, energy, y, chunk_size, progress_bar)
     import lineax as lx
 
@@ -168,17 +169,17 @@ def posterior_covariance(
 def posterior_distribution(energy: AbstractEnergy, y: Observations) -> PosteriorDistribution:
     r"""The law of X given Y=y, as a NumPyro distribution with y's batch shape.
 
-    For a `MixtureEnergy` it is exact: a mixture again. For any other energy it is the Gaussian with
-    the posterior's mean and covariance: its first two moments are as good as the energy, its shape
-    is not that of the posterior, which may have several modes or bounds.
+    For a `MixtureEnergy` it is exact, again a mixture. For any other energy it is the Gaussian with
+    the posterior's mean and covariance. These are as accurate as the energy, but the true posterior
+    may have several modes or bounds.
 
     Args:
         energy: The energy phi.
-        y: Observations, of shape (*batch, *event_shape). They are worked on all at once: for large
-            batches of images take `posterior_mean` and the like, which go by chunks.
+        y: Observations, of shape (*batch, *event_shape). They are processed all at once: for large
+            batches of images use `posterior_mean` and the like, which work in chunks.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y holds no floats.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
         ValueError: If y does not end in the event shape.
 
     Example:
@@ -206,21 +207,21 @@ def credible_interval(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""Equal-tailed credible intervals for each coordinate of X given Y=y, over any batch.
 
-    From the exact quantiles for a `MixtureEnergy`; mean and standard deviation of a Gaussian for
-    any other energy.
+    From the exact quantiles for a `MixtureEnergy`, and from a Gaussian's mean and standard
+    deviation for any other energy.
 
     Args:
         energy: The energy phi.
         y: Observations, of shape (*batch, *event_shape).
-        probability: What each interval holds, between 0 and 1.
-        chunk_size: How many observations are worked on at once.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        probability: The probability of each interval, between 0 and 1.
+        chunk_size: How many observations to process at once.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         The lower and the upper ends, each of y's shape.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
         ValueError: If probability is not between 0 and 1, y does not end in the event shape, or
             chunk_size is not a positive int.
 
@@ -239,11 +240,11 @@ class PosteriorComponents(NamedTuple):
     """The leading principal components of X given Y=y.
 
     Attributes:
-        variances: The largest eigenvalues of Cov(X given Y=y), falling, of shape
+        variances: The largest eigenvalues of Cov(X given Y=y), decreasing, of shape
             (*batch, num_components).
         components: Their unit eigenvectors, of shape (*batch, num_components, *event_shape).
         residuals: norm(Cov v - variance v) / the largest variance for each, of the shape of
-            `variances`: how far from an eigenvector it still is.
+            `variances`: how far it still is from an eigenvector.
     """
 
     variances: Float[Array, "*batch num_components"]
@@ -264,24 +265,24 @@ def posterior_components(
     r"""The leading principal components of the posterior, by subspace iteration.
 
     The directions in which an observation leaves X most uncertain. Each iteration multiplies a
-    block of some more vectors than are asked for by Cov(X given Y=y), Jacobian-vector products of
-    the jump, and takes the best basis of their span (Rayleigh and Ritz): no d x d array exists.
+    block of vectors, a few more than requested, by Cov(X given Y=y), as Jacobian-vector products of
+    the jump, and takes the best basis of their span (Rayleigh-Ritz): no d x d array is formed.
 
     Args:
         energy: The energy phi.
         y: Observations, of shape (*batch, *event_shape).
         num_components: How many, at most d.
-        tolerance: The iteration ends where every residual is below it; the error in a variance is
+        tolerance: The iteration stops when every residual is below it; the error in a variance is
             about its square.
-        max_iterations: Where it ends at the latest; `residuals` says how far it came.
-        chunk_size: How many observations are worked on at once.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        max_iterations: Maximum number of iterations; `residuals` shows how well they converged.
+        chunk_size: How many observations to process at once.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
-        Variances, components and residuals. A component's sign has no meaning.
+        Variances, components and residuals. A component's sign is arbitrary.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
         ValueError: If num_components is not between 1 and d, y does not end in the event shape, or
             another count is not a positive int.
 
@@ -318,7 +319,7 @@ def posterior_components(
 @eqx.filter_jit
 def _components(energy, y, num_components, tolerance, max_iterations):
     d = int(np.prod(energy.event_shape))
-    # The error shrinks like the ratio of the first eigenvalue left out to the last one asked for.
+    # The error shrinks like the ratio of the first eigenvalue left out to the last one requested.
     size = min(d, 2 * num_components + 5)
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (d, size), y.dtype))[0]
 
@@ -327,7 +328,7 @@ def _components(energy, y, num_components, tolerance, max_iterations):
         values, vectors = values[::-1], vectors[:, ::-1]
         basis, image = basis @ vectors, image @ vectors
         errors = jnp.linalg.norm(image - basis * values[None], axis=0)
-        # A covariance of zero has every vector for an eigenvector.
+        # Every vector is an eigenvector of a zero covariance.
         largest = jnp.maximum(jnp.abs(values[0]), jnp.finfo(y.dtype).tiny)
         return values, basis, image, errors / largest
 
@@ -337,7 +338,7 @@ def _components(energy, y, num_components, tolerance, max_iterations):
 
         def step(state):
             values, basis, image, _, shift, number = state
-            # Else a badly fitted energy's negative variances, if large, would drown the others.
+            # Otherwise large negative variances of a poor fit would drown out the others.
             shift = jnp.maximum(shift, -values[-1])
             basis = jnp.linalg.qr(image + shift * basis)[0]
             return *rayleigh_ritz(basis, times(basis)), shift, number + 1
@@ -364,22 +365,22 @@ def local_false_sign_rate(
 ) -> Float[Array, "..."]:
     r"""Lfsr = min(P(X <= 0 given Y=y), P(X >= 0 given Y=y)) of each coordinate, over any batch.
 
-    The probability of being wrong about the sign of X, if one has to name one. A point mass at
-    zero counts on both sides. Exact for a `MixtureEnergy`; of the Gaussian of matched moments for
-    any other energy, which has no mass at zero.
+    The probability of being wrong about the sign of X, if you have to name one. A point mass at
+    zero counts on both sides. Exact for a `MixtureEnergy`; for any other energy, that of the
+    moment-matched Gaussian, which does not have mass at zero.
 
     Args:
         energy: The energy phi.
         y: Observations, of shape (*batch, *event_shape).
-        chunk_size: How many of them are worked on at once.
-        progress_bar: Whether to show a tqdm bar where it takes longer than a second.
+        chunk_size: How many observations to process at once.
+        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
         Probabilities, of y's shape.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or y holds no floats.
-        ValueError: If y is of another shape or not finite, or chunk_size is not a positive int.
+        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        ValueError: If y has the wrong shape or is not finite, or chunk_size is not a positive int.
 
     Reference:
         Stephens, False discovery rates: a new deal, Biostatistics 18 (2017).
@@ -394,7 +395,7 @@ def local_false_sign_rate(
 
 
 def _over(name, energy, y, chunk_size, progress_bar, *arguments):
-    """What the posterior of each y says, over any batch."""
+    """`name` of the posterior of each y, over any batch."""
     flat, batch = _flat(energy, y, chunk_size)
     each = lambda y: _asked(name, energy, in_dtype_of(energy, y), arguments)  # noqa: E731
     out = in_chunks(each, (flat,), chunk_size, progress_bar)
@@ -411,7 +412,7 @@ def _flat(energy, y, chunk_size):
 
 @eqx.filter_jit
 def _asked(name, energy, y, arguments):
-    if name == "mean":  # the jump itself, which needs no derivative of it
+    if name == "mean":  # the jump, without its derivative
         return jax.vmap(energy.denoise)(y)
 
     def one(y):

@@ -1,4 +1,4 @@
-"""What `fit_mixture` returns: a law of X, and what it says of each observation."""
+"""What `fit_mixture` returns: a law of X, and its posterior for each observation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,19 +31,19 @@ _NUM_CHAINS = 4  # of ArviZ data
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MixtureFit:
-    """A law of X estimated from noisy observations, and what it says of each of them.
+    """A law of X estimated from noisy observations, and its posterior for each of them.
 
-    `print` shows it as a table; `to_arviz(fit)` gives ArviZ draws of each X. What is said of the
-    observations is computed in float64, on the host.
+    `print` shows it as a table; `to_arviz(fit)` gives ArviZ draws of each X. Likelihoods and
+    posterior summaries are computed in float64, on the host.
 
     Attributes:
-        energy: The fitted mixture of point masses; at the median of `sigma` if it differs.
+        energy: The fitted mixture of point masses; at the median of `sigma` if they differ.
         y: The observations, of shape (n, *event_shape).
-        sigma: The noise of each, of shape (n,).
-        locs: Where the point masses are, of shape (K, *event_shape).
-        weights: What they weigh, of shape (K,).
-        duality_gap: The log-likelihood is at most this far below the best that any weights on the
-            same candidate locations have; NaN for data that the mixture was not fitted to.
+        sigma: The noise's standard deviation for each, of shape (n,).
+        locs: The locations of the point masses, of shape (K, *event_shape).
+        weights: Their weights, of shape (K,).
+        duality_gap: The log-likelihood is at most this far below the best of any weights on the
+            same candidate locations; NaN for data that the mixture was not fitted to.
         num_iterations: Newton steps taken.
     """
 
@@ -109,15 +109,15 @@ class MixtureFit:
         return PosteriorDistribution(stacked(make, sigma.shape, sigma, y))
 
     def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
-        """What the fitted law says of other observations.
+        """Applies the fitted law to other observations.
 
         Args:
             y: New observations, of shape (m, *event_shape).
             sigma: Their noise, a scalar or of shape (m,).
 
         Returns:
-            The same mixture with the new observations: `posterior_mean` and the rest are theirs, as
-            is `log_likelihood`, the one of held-out data.
+            The same mixture with the new observations: `posterior_mean` and the rest describe them,
+            and `log_likelihood` is that of held-out data.
 
         Raises:
             TypeError: As `fit_mixture`.
@@ -206,11 +206,11 @@ def check_observations(
 
     Raises:
         TypeError: If y or sigma holds anything but real numbers.
-        ValueError: If y is empty or not finite, or sigma is not positive or of another shape.
+        ValueError: If y is empty or not finite, or sigma is not positive or has the wrong shape.
     """
     y = finite_on_host("y", y, in_jax=True)
     some = y.ndim > 0 and y.size > 0
-    require(some, f"y must have shape (n,) or (n, *event_shape), none empty, got {y.shape}")
+    require(some, f"y must have shape (n,) or (n, *event_shape) and not be empty, got {y.shape}")
     sigma = np.asarray(check_reals("sigma", sigma), float)
     fits = sigma.shape in ((), (len(y),))
     require(fits, f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")

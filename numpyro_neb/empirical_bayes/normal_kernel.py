@@ -1,4 +1,4 @@
-"""log N(y_j; m_i, sigma_j^2 I) of many observations and locations, in float64 on the host."""
+"""log N(y_j; m_i, sigma_j^2 I) for many observations and locations, in float64 on the host."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ class NormalKernel:
 
     Attributes:
         y: The observations y_j.
-        sigma: The noise of each.
+        sigma: The noise's standard deviation for each.
         locs: The locations m_i.
     """
 
@@ -23,7 +23,7 @@ class NormalKernel:
     locs: Float[np.ndarray, "K d"]
 
     def logs(self, rows: Any, columns: Any) -> Float[np.ndarray, "j i"]:
-        """The logarithms of some rows, the observations, and columns, the locations."""
+        """The logarithms for some rows (observations) and columns (locations)."""
         y, sigma, locs = self.y[rows], self.sigma[rows, None], self.locs[columns]
         if y.shape[1] == 1:
             squares = (y - locs.T) ** 2
@@ -34,7 +34,7 @@ class NormalKernel:
         return -squares / (2 * sigma**2) - y.shape[1] * np.log(sigma * np.sqrt(2 * np.pi))
 
     def blocks(self, width: int) -> list[slice]:
-        """Slices of the observations, each small enough for a core's cache at so many columns."""
+        """Slices of the observations, each small enough for a core's cache at `width` columns."""
         size = max(1, _BLOCK // width)
         return [slice(i, i + size) for i in range(0, len(self.y), size)]
 
@@ -49,7 +49,7 @@ class NormalKernel:
     def averages(
         self, weights: Float[np.ndarray, " K"], columns: Float[np.ndarray, "K c"]
     ) -> Float[np.ndarray, "n c"]:
-        """The posterior expectations of columns, numbers for each location, given each y_j."""
+        """The posterior expectations, given each y_j, of columns with a value per location."""
         everything = slice(None)
         blocks = self.blocks(len(self.locs))
         parts = [softmax(self.logs(b, everything) + np.log(weights), axis=1) for b in blocks]
@@ -75,7 +75,7 @@ class NormalKernel:
         return np.exp(np.minimum(logs, _HIGHEST, out=logs), out=logs)
 
 
-# Numbers in a block: it fits in a core's cache.
+# The numbers in a block, which fits in a core's cache.
 _BLOCK = 2**18
-# The square of exp() of it, summed over the data, is still finite.
+# exp() of this, squared and summed over the data, is still finite.
 _HIGHEST = 300.0

@@ -36,26 +36,26 @@ def fit_mixture(
 
         sum_j log sum_i w_i N(y_j; m_i, sigma_j^2 I),
 
-    a concave function. If clean X are at hand take `MixtureEnergy(x, sigma)` or `fit` instead.
+    a concave function. If you have clean X, use `MixtureEnergy(x, sigma)` or `fit` instead.
 
-    Newton's method on an active set: from the present locations and the local maxima of the
-    gradient g_i = mean_j N(y_j; m_i, ..) / f(y_j), the quadratic model's minimum over w >= 0 is
-    found and a line is searched towards it. It ends where n log max_i g_i, which bounds how far
-    the log-likelihood lies below the best, is less than `max_gap`. It runs in float64 on the CPU,
-    in blocks: memory is that of n numbers for each of the few locations of positive weight.
+    Newton's method on an active set: over the current locations and the local maxima of the
+    gradient g_i = mean_j N(y_j; m_i, ..) / f(y_j), it minimises the quadratic model for w >= 0,
+    then searches the line towards that minimum. It stops when n log max_i g_i, a bound on how far
+    the log-likelihood is below the best, is at most `max_gap`. It runs in float64 on the CPU, in
+    blocks: it needs memory for n numbers per location of positive weight, of which there are few.
 
     Args:
         y: Observations, of shape (n,), or (n, *event_shape) in several dimensions.
         sigma: The noise's standard deviation, one for all or one for each, of shape (n,).
         locs: Where X may be, of shape (K, *event_shape). By default, in one dimension, a uniform
-            grid of 300 over the range of y, finer around observations with a sigma below ten
-            spacings, with zero on it if it is in the range; in several, the observations themselves
-            (if these are few, or the dimensions many, each keeps its own, and nothing shrinks).
-            For sign rates of effects that are either zero or of a size
-            that matters, leave a gap around zero: the data hardly tell zero from a tenth of sigma,
+            grid of 300 points over the range of y, finer around observations with a sigma below ten
+            spacings, and including zero if that is in the range; in several, the observations
+            themselves (if there are few of them or many dimensions, each keeps its own location and
+            nothing shrinks). For sign rates of effects that are either zero or large enough to
+            matter, leave a gap around zero: the data can hardly tell zero from a tenth of sigma,
             and the likelihood will put weight on both.
         max_gap: The duality gap to reach, in units of the log-likelihood of all data.
-        max_iterations: Newton steps at most.
+        max_iterations: Maximum number of Newton steps.
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
@@ -64,12 +64,12 @@ def fit_mixture(
 
     Raises:
         TypeError: If y, sigma, locs or max_gap holds anything but real numbers.
-        ValueError: If y is empty or not finite, sigma is not positive or of another shape, or locs
-            does not fit y.
+        ValueError: If y is empty or not finite, sigma is not positive or has the wrong shape, or
+            locs does not fit y.
 
     Warns:
-        UserWarning: If max_iterations did not suffice, with the gap reached; or if the grid had to
-            be coarser than a fifth of sigma.
+        UserWarning: If max_iterations was too few, with the gap reached; or if the grid had to be
+            coarser than a fifth of sigma.
 
     Reference:
         Kiefer and Wolfowitz, Annals of Mathematical Statistics 27 (1956); Koenker and Mizera, JASA
@@ -125,10 +125,10 @@ def _maximise(kernel, max_gap, max_iterations, bar):
 
 
 def _start(kernel):
-    """Locations near all observations; in several dimensions those that stand out after some EM."""
+    """Locations near all observations; in several dimensions, those that EM favours."""
     count = len(kernel.locs)
     if kernel.locs.shape[1] == 1:
-        # The one next to each observation, or to one in the same two sigmas.
+        # The location nearest each observation, or one within the same two sigmas.
         y, locs = kernel.y[:, 0], kernel.locs[:, 0]
         octave = np.floor(np.log2(kernel.sigma))
         cells = np.stack([octave, np.round(y / 2.0 ** (octave + 1))], axis=1)
@@ -144,7 +144,7 @@ def _start(kernel):
 
 
 def _rising(kernel, gradient, active):
-    """Locations to take in: the gradient's local maxima that would raise the likelihood."""
+    """Locations to add: the gradient's local maxima that would raise the likelihood."""
     if kernel.locs.shape[1] == 1:
         padded = np.concatenate([[-np.inf], gradient, [-np.inf]])
         peaks = (gradient >= padded[:-2]) & (gradient >= padded[2:])
@@ -162,27 +162,27 @@ def _squares(a, b):
 
 
 def _newton_step(ratios, start):
-    """New weights on the same locations, whose likelihood is higher.
+    """New weights on the same locations, with a higher likelihood.
 
     With p = ratios @ u, log p is close to (p - 1) - (p - 1)^2 / 2: the minimum over u >= 0 of
-    u'Hu/2 - (2g - 1)'u is a problem of non-negative least squares.
+    u'Hu/2 - (2g - 1)'u is a non-negative least-squares problem.
     """
     n = len(ratios)
     values, vectors = np.linalg.eigh(ratios.T @ ratios / n)
     roots = np.sqrt(np.maximum(values, 1e-12 * values[-1]))
     gradient = ratios.mean(0)
     target = vectors.T @ (2 * gradient - 1) / roots
-    expected = start * gradient  # a step of expectation maximisation, which never does harm
+    expected = start * gradient  # an EM step, which never lowers the likelihood
     try:
         goal, _ = nnls(roots[:, None] * vectors.T, target, maxiter=100 * len(start))
-    except RuntimeError:  # it has a limit of iterations
+    except RuntimeError:  # nnls has an iteration limit
         return expected / expected.sum()
     if not goal.sum() > 0:
         return expected / expected.sum()
     direction = goal / goal.sum() - start
     change = ratios @ direction
     slope, step = change.sum(), 1.0
-    # No observation may lose most of its likelihood at once: far out the model fails.
+    # No observation may lose most of its likelihood at once: far out, the quadratic model fails.
     while step > 1e-12:
         factors = 1 + step * change
         if factors.min() > 0.05 and np.log(factors).sum() >= 1e-4 * step * slope:
@@ -220,10 +220,10 @@ def _candidates(y, sigma, locs):
 
 
 def _grid(y, sigma, coarser):
-    """A coarse grid over the range of y, halved about each observation down to a tenth of sigma."""
+    """A coarse grid over the range of y, refined around each observation to a tenth of sigma."""
     low, high = y.min(), y.max()
     widest = (high - low) / 300
-    # Multiples of the spacing: zero, a common truth, is one of them if it is in the range.
+    # Multiples of the spacing: zero, a common true value, is one of them if it is in the range.
     parts = [np.arange(np.floor(low / widest), np.ceil(high / widest) + 1)]
     octaves = np.floor(np.log2(sigma))
     for octave in np.unique(octaves):

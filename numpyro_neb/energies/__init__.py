@@ -1,4 +1,4 @@
-"""Energies: phi(y), with f(y) proportional to exp(-phi(y)) the density of the smoothed signal.
+"""Energies phi(y): the smoothed signal has a density f(y) proportional to exp(-phi(y)).
 
 Everything after training sees only an `AbstractEnergy`: a learned network, an exact mixture and a
 custom module are interchangeable.

@@ -1,4 +1,4 @@
-"""An energy phi(y), with f(y) proportional to exp(-phi(y)) the density of the smoothed signal."""
+"""An energy phi(y): the smoothed signal has a density f(y) proportional to exp(-phi(y))."""
 
 import abc
 from typing import Any, ClassVar
@@ -29,8 +29,8 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
     r"""The energy phi of the smoothed signal Y = X + N(0, sigma^2 I), f(y) ∝ exp(-phi(y)).
 
     A subclass has four fields and one method, `__call__(y) -> scalar`. It takes one unbatched `y`
-    of shape `event_shape`; batch with `jax.vmap`. phi matters up to an additive constant only. That
-    its value is a scalar is checked once, at construction.
+    of shape `event_shape`; batch with `jax.vmap`. phi matters only up to an additive constant. The
+    constructor checks once that its value is a scalar.
 
     Attributes:
         sigma: The noise's standard deviation (never the variance), a scalar array.
@@ -39,8 +39,8 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
         scale: The standard deviation of X, a scalar or of shape `event_shape`. With `loc` it gives
             the Gaussian that chains start from, N(loc, scale^2 + sigma^2).
         buffers: Names of the fields that `fit` never trains (see `trainable`): `sigma`, `loc` and
-            `scale`, unless a subclass that trains one of them says otherwise.
-        one_level: True: an energy is at one noise level, a family at many.
+            `scale`; a subclass that trains one of them overrides this.
+        one_level: True: an energy is for one noise level, a family for many.
 
     Reference:
         Saremi and Hyvarinen, Neural Empirical Bayes, JMLR 20 (2019), section 2.
@@ -71,7 +71,7 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
     one_level: ClassVar[bool] = True
 
     def __check_init__(self):
-        # In its own precision: a float32 network need not take float64.
+        # In its own precision: a float32 network may not accept float64.
         dtype = jnp.result_type(self.sigma)
         check_network("energy", self, self.event_shape, (), dtype, ": its value is a scalar")
 
@@ -98,35 +98,35 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
         return y + self.sigma**2 * self.score(y)
 
     def posterior(self, y: Float[Array, "*event"]) -> AbstractPosterior:
-        """The law of X given Y=y: the Gaussian with its mean and covariance, unless exact.
+        """The law of X given Y=y, by default the Gaussian with its mean and covariance.
 
-        Its first two moments are as good as the energy; its shape is not that of the posterior,
-        which may have several modes or bounds. A `MixtureEnergy` gives the exact one.
+        The two moments are as accurate as the energy, but the true posterior may have several
+        modes or bounds. A `MixtureEnergy` gives the exact law.
         """
         y = as_event(y, self.event_shape)
         return LinearisedPosterior(self.denoise, self.sigma, y)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Exact, independent draws of Y, of shape (*shape, *event_shape), if there is a way.
+        """Exact, independent draws of Y, of shape (*shape, *event_shape), if a sampler exists.
 
         Raises:
-            NotImplementedError: If the energy has no exact sampler, as learned ones have not: then
-                `SmoothedDensity.sample` walks.
+            NotImplementedError: If the energy does not have an exact sampler, as learned ones do
+                not: `SmoothedDensity.sample` then runs a walk.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no exact sampler: walk on it")
+        raise NotImplementedError(f"{type(self).__name__} has no exact sampler: run a walk instead")
 
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The noise level for each of some numbers in [0, 1): always sigma."""
+        """The noise level for each u in [0, 1): always sigma."""
         return jnp.full_like(u, self.sigma)
 
     def unchecked_at(self, sigma: Float[Array, ""]) -> "AbstractEnergy":
-        """The energy at one of its `levels`: itself."""
+        """The energy at one of its `levels`, which is this energy."""
         del sigma
         return self
 
 
 class AbstractEnergyFamily(Picklable, AbstractOrFinal):
-    """Energies of one law of X at a range of noise levels.
+    """Energies of one law of X over a range of noise levels.
 
     Attributes:
         event_shape: The shape of one y, of any rank.
@@ -153,11 +153,11 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
 
     @abc.abstractmethod
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The noise level for each of some numbers in [0, 1), spread evenly over the range."""
+        """The noise level for each u in [0, 1), spread evenly over the range."""
 
 
 class NonTrainable(eqx.Module):
-    """Arrays that `fit` never trains, and that no weight decay shrinks.
+    """Arrays that `fit` never trains and weight decay never shrinks.
 
     Attributes:
         value: A pytree of arrays.
@@ -167,7 +167,7 @@ class NonTrainable(eqx.Module):
 
 
 def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
-    """The filter of what `fit` trains: every inexact array but buffers and `NonTrainable`.
+    """The filter for what `fit` trains: every inexact array except buffers and `NonTrainable`.
 
     Args:
         energy: The energy; energies inside it keep their own buffers.
@@ -176,7 +176,7 @@ def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
         A pytree of booleans with the structure of `energy`, for `equinox.partition`.
 
     Example:
-        In your own training loop weight decay can't shrink sigma either:
+        In your own training loop, weight decay can't shrink sigma either:
 
         >>> import equinox as eqx, jax, numpyro_neb as neb
         >>> mlp = eqx.nn.MLP(2, 2, width_size=8, depth=2, key=jax.random.key(0))
@@ -219,17 +219,17 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
 def check_energy(
     energy: Any, *, conditional: bool = False, single: bool = False, hint: str = ""
 ) -> None:
-    """Raises a TypeError, which says how to wrap a network or function, unless given an energy.
+    """Raises a TypeError that says how to wrap a network or function, unless given an energy.
 
     Args:
         energy: One energy, or several stacked along leading dimensions of their arrays.
-        conditional: Whether an `AbstractEnergyFamily` will do as well.
-        single: Whether stacked energies will not do: then they raise a ValueError.
-        hint: What else may have been meant.
+        conditional: Whether an `AbstractEnergyFamily` is accepted too.
+        single: Whether stacked energies raise a ValueError.
+        hint: Text to append, on what else may have been meant.
     """
     wanted = f"energy must be a numpyro_neb.AbstractEnergy, got {kind(energy)}"
     if isinstance(energy, AbstractEnergyFamily):
-        at = f"energy must be one at one noise level, got a {kind(energy)}: use energy.at(sigma)"
+        at = f"energy must be for one noise level, got a {kind(energy)}: use energy.at(sigma)"
         require(conditional, at, TypeError)
         return
     has_one = isinstance(getattr(energy, "energy", None), AbstractEnergy)
@@ -252,13 +252,13 @@ def check_energy(
 def checked_buffers(
     sigma: Any, event_shape: Any, loc: Any, scale: Any
 ) -> tuple[Float[Array, ""], tuple[int, ...], Float[Array, "..."], Float[Array, "..."]]:
-    """The arguments that energies have in common, as arrays and a tuple, once checked."""
+    """Checks the arguments that energies have in common; returns arrays and a tuple."""
     event_shape = check_sizes("event_shape", event_shape)
     for name, value in (("loc", loc), ("scale", scale)):
         shape = check_reals(name, value).shape
         wanted = f"a scalar or of the event shape {event_shape}"
         require(shape in ((), event_shape), f"{name} must be {wanted}, got shape {shape}")
-    # Those of a float32 energy, of a file say, stay so where x64 makes float64 JAX's default.
+    # A float32 energy, say from a file, stays float32 when x64 makes float64 JAX's default.
     narrow = all(getattr(value, "dtype", None) == jnp.float32 for value in (sigma, loc, scale))
     dtype = jnp.float32 if narrow else float
     buffers = (

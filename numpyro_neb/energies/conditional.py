@@ -33,15 +33,15 @@ class ConditionalEnergy(AbstractEnergyFamily):
     r"""One network for a range of noise levels: `at(sigma)` is the energy at one of them.
 
     phi(y; sigma) = norm(y - r(y, t))^2 / (2 sigma^2), r(y, t) = loc + scale network((y - loc) /
-    scale, t), where t goes from -1 to 1 as log sigma goes through the range. It carries one prior
-    to data of other noise levels. `fit` trains it on clean data: `denoising_loss` draws a sigma for
-    each example, log-uniformly, and counts its squared error in units of sigma^2.
+    scale, t), where t goes from -1 to 1 as log sigma goes through the range. One prior then serves
+    data at several noise levels. `fit` trains it on clean data: `denoising_loss` draws a
+    log-uniform sigma for each example and measures its squared error in units of sigma^2.
 
     Args:
         network: Maps an array of shape `event_shape` and the scalar t to an array of that shape, as
             `networks.MLP(..., conditional=True)` does.
         event_shape: The shape of one y.
-        sigma_range: The least and the greatest sigma.
+        sigma_range: The smallest and the largest sigma.
         loc: The mean of X, a scalar or of shape `event_shape`.
         scale: The standard deviation of X, a positive scalar or of shape `event_shape`.
 
@@ -95,11 +95,11 @@ class ConditionalEnergy(AbstractEnergyFamily):
             sigma: The noise's standard deviation, in `sigma_range`.
 
         Raises:
-            ValueError: If sigma is outside `sigma_range`, where the network knows nothing.
+            ValueError: If sigma is outside `sigma_range`: the network is not trained there.
         """
         low, high = self.sigma_range
         level: Any = jnp.asarray(check_positive("sigma", sigma), float)
-        slack = 1e-6  # a float32 of the range's own ends lies in it
+        slack = 1e-6  # lets the range's ends in when rounded to float32
         outside = (level < low * (1 - slack)) | (level > high * (1 + slack))
         message = f"sigma must be in sigma_range = ({low:g}, {high:g})"
         if not isinstance(level, Tracer):
@@ -108,14 +108,14 @@ class ConditionalEnergy(AbstractEnergyFamily):
 
     def unchecked_at(self, sigma: Float[Array, ""]) -> ResidualEnergy:
         """`at`, for a sigma that is known to be in the range."""
-        # In the energy's own precision: a float32 network, of a file say, need not take float64.
+        # In the energy's own precision: a float32 network, say from a file, may reject float64.
         low, high, sigma = *self.sigma_range, sigma.astype(self.loc.dtype)
         t = 2 * (jnp.log(sigma) - jnp.log(low)) / (jnp.log(high) - jnp.log(low)) - 1
         network = AtLevel(self.network, NonTrainable(t))
         return ResidualEnergy(network, sigma, self.event_shape, self.loc, self.scale)
 
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The noise level for each of some numbers in [0, 1), log-uniform over `sigma_range`."""
+        """The noise level for each u in [0, 1), log-uniform over `sigma_range`."""
         low, high = np.log(self.sigma_range)
         return jnp.exp(low + (high - low) * u)
 
@@ -131,11 +131,11 @@ def _at_some_level(network: Callable, **_: Any) -> "AtLevel":
     make=_at_some_level,
 )
 class AtLevel(eqx.Module):
-    """A conditional network at one noise level, t: what `ConditionalEnergy.at` gives an energy.
+    """A conditional network at one noise level t, used by the energy of `ConditionalEnergy.at`.
 
     Attributes:
         network: The network of y and t.
-        level: t, from -1 at the least sigma to 1 at the greatest. It never trains.
+        level: t, from -1 at the smallest sigma to 1 at the largest. It is never trained.
     """
 
     network: Callable

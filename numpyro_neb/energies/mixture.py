@@ -37,7 +37,7 @@ from numpyro_neb.posteriors.mixture import MixturePosterior
         "loc": Values.FINITE,
         "scale": Values.NOT_NEGATIVE,  # a coordinate may have no spread at all
     },
-    # Covariances are kept as spreads and axes; the axes have their shape.
+    # Covariances are stored as spreads and axes; the axes have the covariances' shape.
     make=lambda locs, sigma, axes=None, **_: MixtureEnergy(locs, sigma, covariances=axes),
 )
 @final
@@ -51,8 +51,8 @@ class MixtureEnergy(AbstractEnergy):
         locs: The locations m_i, of shape (K, *event_shape); one-dimensional data of shape (K,) have
             the event shape ().
         sigma: The noise's standard deviation, positive.
-        log_weights: log w_i up to a constant, of shape (K,); equal weights by default. -inf leaves
-            a component out.
+        log_weights: log w_i up to a constant, of shape (K,); equal weights by default. -inf drops
+            a component.
         covariances: The C_i, positive semi-definite, of shape (K, d, d) over the flattened event;
             zero by default.
 
@@ -60,11 +60,11 @@ class MixtureEnergy(AbstractEnergy):
         loc: The mean of X, of shape `event_shape`.
         scale: The standard deviation of X in each coordinate, of shape `event_shape`.
 
-    Memory: components are worked on 2,048 at a time (a d-th of that with covariances), so a batch
-    of n points needs 2,048 n numbers beside the components and the result, however many they are.
+    Memory: components are processed 2,048 at a time (2,048 / d with covariances), so a batch of n
+    points needs 2,048 n numbers in addition to the components and the result, however large K is.
 
     Rounding: a component's log density has an error of about eps R^2 / sigma^2, where eps is the
-    dtype's and R the farthest location's distance from `loc`.
+    dtype's machine epsilon and R the largest distance of a location from `loc`.
 
     Raises:
         ValueError: If a shape does not fit, a value is not finite, or a covariance is not
@@ -99,7 +99,7 @@ class MixtureEnergy(AbstractEnergy):
     ):
         locs = finite("locs", locs)
         some = locs.ndim > 0 and locs.size > 0
-        require(some, f"locs must have shape (K, *event_shape), none empty, got {locs.shape}")
+        require(some, f"locs must have shape (K, *event_shape) and not be empty, got {locs.shape}")
         count, dim = locs.shape[0], locs[0].size
         self.locs, self.event_shape = locs, locs.shape[1:]
         self.sigma = jnp.asarray(check_positive("sigma", sigma), float)
@@ -139,13 +139,13 @@ class MixtureEnergy(AbstractEnergy):
     def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """The jump: the components' posterior means, averaged by their responsibilities.
 
-        Equal to y - sigma^2 grad phi, without the cancellation of two large numbers that this form
-        meets far from the data.
+        Equal to y - sigma^2 grad phi, without that formula's cancellation of two large numbers far
+        from the data.
         """
         return self.posterior(y).mean
 
     def posterior(self, y: Float[Array, "*event"]) -> MixturePosterior:
-        """The law of X given Y=y, exactly: a mixture again."""
+        """The exact law of X given Y=y, again a mixture."""
         y = as_event(y, self.event_shape)
         return MixturePosterior(self.components, self.sigma, y)
 

@@ -1,4 +1,4 @@
-"""Energies that a network learns, at one noise level."""
+"""Energies learned by a network, at one noise level."""
 
 from collections.abc import Callable
 from typing import final
@@ -20,9 +20,9 @@ _ARRAYS = {"sigma": Values.POSITIVE, "loc": Values.FINITE, "scale": Values.POSIT
 @configured("NetworkEnergy", _WORDS, arrays=_ARRAYS)
 @final
 class NetworkEnergy(AbstractEnergy):
-    r"""DEEN as published: phi(y) = network((y - loc) / scale), the network's scalar.
+    r"""DEEN as published: phi(y) = network((y - loc) / scale), the network's scalar output.
 
-    `ResidualEnergy` learns better from the same network, and is the default: see there.
+    `ResidualEnergy` learns better with the same network and is the default: see there.
 
     Args:
         network: Maps an array of shape `event_shape` to a scalar of shape ().
@@ -33,7 +33,7 @@ class NetworkEnergy(AbstractEnergy):
 
     Raises:
         ValueError: If sigma or scale is not positive and finite, a shape does not fit, or the
-            network's output is no scalar.
+            network's output is not a scalar.
 
     Reference:
         Saremi et al., Deep Energy Estimator Networks, arXiv 1805.08306 (2018).
@@ -80,13 +80,13 @@ class NetworkEnergy(AbstractEnergy):
 class ResidualEnergy(AbstractEnergy):
     r"""phi(y) = norm(y - r(y))^2 / (2 sigma^2), r(y) = loc + scale network((y - loc) / scale).
 
-    The default form: the network has d outputs to learn a denoiser with, where a scalar one has to
-    bend its gradient to that. With the same 3 x 256 MLP on scikit-learn's 8 x 8 digits at
-    sigma = 0.3, the held-out loss after 4,000 steps of batch 128 is 0.94 in this form and 1.02 as
+    The default form: the network learns a denoiser through its d outputs, a scalar one only through
+    its gradient. With the same 3 x 256 MLP on scikit-learn's 8 x 8 digits at sigma = 0.3, the
+    held-out loss after 4,000 steps at batch size 128 is 0.94 in this form and 1.02 as
     `NetworkEnergy`; the exact kernel density has 1.28 (`python -m benchmarks.energies`).
 
     With the defaults loc = 0 and scale = 1, r is the network itself. loc and scale are a change of
-    units: data measured in others give the same energy.
+    units: the same data in other units give the same energy.
 
     Args:
         network: Maps an array of shape `event_shape` to one of the same shape.

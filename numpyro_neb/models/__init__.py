@@ -1,4 +1,4 @@
-"""What stands in a NumPyro model: the smoothed density, a learned prior, and log Z."""
+"""Parts for a NumPyro model: the smoothed density, a learned prior and log Z."""
 
 from numpyro_neb.models.normalizer import LogNormalizer, log_normalizer
 from numpyro_neb.models.prior import learned_prior

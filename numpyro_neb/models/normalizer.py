@@ -1,4 +1,4 @@
-"""The normaliser that an energy leaves open, log Z, by annealed importance sampling."""
+"""The unknown normaliser of an energy, log Z, by annealed importance sampling."""
 
 import warnings
 from math import prod
@@ -41,36 +41,36 @@ def log_normalizer(
 ) -> LogNormalizer:
     r"""Estimates log Z, the log of the integral of exp(-phi(y)): log f(y) = -phi(y) - log Z.
 
-    A learned energy is known up to a constant; once that is out, learned priors can be compared by
+    A learned energy is known only up to a constant; with log Z, learned priors can be compared by
     their log f of held-out observations at the same sigma.
 
-    By annealed importance sampling. Particles are drawn from the Gaussian that chains start from,
-    N(loc, scale^2 + sigma^2), of normalised energy phi_0, and go along phi_b = (1 - b) phi_0 +
-    b phi from b = 0 to 1. Where b becomes b', a particle's log weight log w grows by
-    (b' - b) (phi_0(y) - phi(y)); then steps of `GHMC`, which leave exp(-phi_b') as it is exactly,
-    move the particle. So E w = Z whatever the settings, value = log mean(w), and standard_error =
-    sd(w) / (sqrt(n) mean(w)) by the delta method, since the n particles are independent. value is
-    low by about standard_error^2 / 2 on average.
+    The method is annealed importance sampling. Particles are drawn from the Gaussian that chains
+    start from, N(loc, scale^2 + sigma^2), with normalised energy phi_0, and follow phi_b =
+    (1 - b) phi_0 + b phi from b = 0 to 1. When b moves to b', a particle's log weight log w grows
+    by (b' - b) (phi_0(y) - phi(y)); then steps of `GHMC`, which leave exp(-phi_b') exactly
+    invariant, move the particle. So E w = Z whatever the settings, value = log mean(w), and
+    standard_error = sd(w) / (sqrt(n) mean(w)) by the delta method, since the n particles are
+    independent. value is low by about standard_error^2 / 2 on average.
 
-    The temperatures are equidistant in the logarithm of phi_b's curvature where phi's is
-    1 / sigma^2, and a step is d^(-1/6) in units of the length that goes with that curvature,
+    The temperatures are equally spaced in the log of phi_b's curvature, taking phi's as
+    1 / sigma^2, and a step is d^(-1/6) in units of the matching length,
     ((1 - b) / (scale^2 + sigma^2) + b / sigma^2)^(-1/2), coordinate by coordinate. The variance of
     log w falls as 1 / num_temperatures, down to what the choice of a mode adds. For four modes
     8 sigma apart with weights 0.4 to 0.1, the defaults give standard errors of 0.006, 0.012 and
     0.018 in 2, 16 and 64 dimensions.
 
-    What no particle reaches is missing from both numbers. loc and scale should be those of the data
-    that the energy is for: where phi is much wider than they say, the error is large. An energy
-    whose exp(-phi) has no finite integral has no log Z, and no message says so.
+    Regions that no particle reaches are missing from both numbers. loc and scale should be those of
+    the energy's data: if phi is much wider than they say, the error is large. If exp(-phi) does not
+    have a finite integral, log Z does not exist, and no message says so.
 
-    The cost is num_particles * num_temperatures * num_steps gradients. Python drives it, so that
+    The cost is num_particles * num_temperatures * num_steps gradients. The loop runs in Python, so
     it cannot be called inside `jax.jit`.
 
     Args:
         energy: One energy, learned or not.
         key: A JAX random key; the same key gives the same result.
         num_particles: n, at least 2.
-        num_temperatures: How many values b has, 0 and 1 among them, at least 2; 2 is plain
+        num_temperatures: The number of values of b, including 0 and 1, at least 2; 2 is plain
             importance sampling.
         num_steps: Steps of `GHMC` at each temperature, one gradient each.
         progress_bar: Whether to show a tqdm bar over the temperatures.
@@ -79,8 +79,8 @@ def log_normalizer(
         The estimate of log Z and its standard error, scalars.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or key is no random key.
-        ValueError: If it is a stack of energies, or a count is no int or too small.
+        TypeError: If `energy` is not an `AbstractEnergy`, or key is not a random key.
+        ValueError: If energy is a stack of energies, or a count is not an int or is too small.
         FloatingPointError: If phi is NaN or -infinity at a particle, or +infinity at all of them.
 
     Warns:
@@ -110,7 +110,7 @@ def log_normalizer(
     num_steps = check_count("num_steps", num_steps)
     total = num_temperatures - 1
     part = -(-total // _PARTS)
-    # One compiled length serves all: the last part ends with moves at b = 1 that add no weight.
+    # One compiled length fits all: the last part ends with moves at b = 1 that add no weight.
     betas = jnp.append(_temperatures(energy, num_temperatures), jnp.ones(-total % part))
     betas = betas.astype(energy.sigma.dtype)
     key_start, key_walk = jax.random.split(key)
@@ -137,13 +137,13 @@ def annealed_log_weights(
     return _anneal(energy, particles, betas, key_walk, 1).log_weight
 
 
-# The bar moves in about as many parts.
+# The bar advances in about this many parts.
 _PARTS = 50
 _FEWEST_WEIGHTS = 10
 
 
 class _Particle(NamedTuple):
-    """Where a particle is; phi and its gradient are the energy's own, at b = 1."""
+    """The state of a particle; phi and its gradient are the energy's, at b = 1."""
 
     position: Float[Array, "..."]
     velocity: Float[Array, "..."]
@@ -181,7 +181,7 @@ def _anneal(energy, particles, betas, key, num_steps):
 
 
 def _step(energy, particle, before, b, key, num_steps):
-    """A particle's weight for going from `before` to `b`, then its steps at b."""
+    """Weights a particle for moving from `before` to `b`, then takes its steps at b."""
     y, velocity, phi, gradient, log_weight = particle
     phi_0, gradient_0 = jax.value_and_grad(_reference)(y, energy)
     log_weight += jnp.where(b > before, (b - before) * (phi_0 - phi), 0)  # phi may be infinite
@@ -190,8 +190,8 @@ def _step(energy, particle, before, b, key, num_steps):
     potential, slope = ((1 - b) * r + b * e for r, e in ((phi_0, phi), (gradient_0, gradient)))
     state = WalkState(y, velocity, potential, slope)
     state, _ = walk(_integrator(energy), target, state, key, num_steps)
-    # phi back from phi_b, so that the energy is called once a step. Where b is small this divides
-    # rounding errors by b, but until the next accepted step phi is used times such a b only.
+    # Recover phi from phi_b, so that the energy is called once per step. A small b amplifies the
+    # rounding errors by 1 / b, but until the next accepted step phi is only used times such a b.
     phi_0, gradient_0 = jax.value_and_grad(_reference)(state.position, energy)
     phi = (state.potential - (1 - b) * phi_0) / b
     gradient = (state.gradient - (1 - b) * gradient_0) / b
@@ -199,7 +199,7 @@ def _step(energy, particle, before, b, key, num_steps):
 
 
 def _integrator(energy):
-    """A step of GHMC's scaling with the dimension; on a Gaussian nine of ten are accepted."""
+    """GHMC with a step size scaled by dimension; on a Gaussian it accepts nine of ten steps."""
     return GHMC(step_size=prod(energy.event_shape) ** (-1 / 6))
 
 
@@ -210,11 +210,11 @@ def _reference(y, energy):
 
 
 def _temperatures(energy, num_temperatures):
-    """The values of b, equidistant in log of phi_b's curvature where phi's is 1 / sigma^2.
+    """The values of b, equally spaced in the log of phi_b's curvature if phi's is 1 / sigma^2.
 
-    A Gaussian's information about its precision p is d / (2 p^2), so that equal steps of log p
-    have equal distances, for which the variance of the log weights is the smallest. Coordinates
-    of several scales share the mean of their logarithms.
+    A Gaussian's Fisher information about its precision p is d / (2 p^2), so equal steps of log p
+    are equal distances, which minimises the variance of the log weights. Coordinates of
+    different scales share the mean of their logs.
     """
     log_ratio = jnp.mean(jnp.log1p((energy.scale / energy.sigma) ** 2))
     t = jnp.linspace(0, 1, num_temperatures, dtype=log_ratio.dtype)
@@ -227,8 +227,8 @@ def _check_weights(log_weights):
     wrong = np.isnan(log_weights) | np.isposinf(log_weights)
     if np.any(wrong):
         raise FloatingPointError(
-            f"phi is NaN or -infinity at {wrong.sum()} of {len(wrong)} particles,"
-            " draws from N(loc, scale^2 + sigma^2) or where phi led them"
+            f"phi is NaN or -infinity at {wrong.sum()} of {len(wrong)} particles, drawn from"
+            " N(loc, scale^2 + sigma^2) or moved from there by the walk"
         )
     if np.all(np.isneginf(log_weights)):
         raise FloatingPointError("phi is infinite at all particles, so that no weight is left")
@@ -237,9 +237,9 @@ def _check_weights(log_weights):
 def _estimate(log_weights, dtype):
     """The logarithm of the mean weight, and its standard error by the delta method.
 
-    The standard error is about sqrt(sum w^2) / sum w. By the delta method once more its relative
-    error is 1 / (2 sqrt(m)), m = (sum w^2)^2 / sum w^4 the effective number of the w^2: 16% for
-    m = 10. Where weights are log-normal, n of 100 to 10,000, two runs in five have m < 10 when the
+    The standard error is about sqrt(sum w^2) / sum w. By the delta method again, its relative
+    error is 1 / (2 sqrt(m)), with m = (sum w^2)^2 / sum w^4 the effective number of the w^2: 16%
+    for m = 10. For log-normal weights, n from 100 to 10,000, two runs in five have m < 10 when the
     squared error in standard errors averages 1.2 to 1.35, and four or more in five at 1.8.
     """
     largest = log_weights.max()
@@ -249,9 +249,9 @@ def _estimate(log_weights, dtype):
     number = np.sum(w**2) ** 2 / np.sum(w**4)
     if number < _FEWEST_WEIGHTS:
         warnings.warn(
-            f"the standard error {standard_error:.2g} is not to be trusted: about {number:.1f} of"
-            f" {len(w)} weights make it up, and it takes {_FEWEST_WEIGHTS}. Raise num_temperatures,"
-            " then num_particles",
+            f"the standard error {standard_error:.2g} is unreliable: about {number:.1f} of"
+            f" {len(w)} weights make it up, and {_FEWEST_WEIGHTS} are needed. Raise"
+            " num_temperatures, then num_particles",
             stacklevel=find_stack_level(),
         )
     return LogNormalizer(jnp.asarray(value, dtype), jnp.asarray(standard_error, dtype))

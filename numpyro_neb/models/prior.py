@@ -19,22 +19,22 @@ def learned_prior(
     energy: AbstractEnergy,
     covariance: AbstractSpread | Literal["full", "diagonal", "isotropic"] = "full",
 ) -> Float[Array, "..."]:
-    r"""A site for the clean X of an energy, to be called inside a NumPyro model.
+    r"""A site for the clean X of an energy, for use inside a NumPyro model.
 
     y ~ f(y), the smoothed density, and x given y from the empirical-Bayes posterior,
 
         x = x_hat(y) + Cov(X given y)^(1/2) eps,    eps ~ N(0, I),
         x_hat(y) = y - sigma^2 grad phi(y),    Cov(X given y) = sigma^2 (I - sigma^2 Hess phi(y)),
 
-    so that x has the mean and the covariance of X: the bare jump x_hat(Y) lacks E Cov(X given Y).
-    The law of X given y is taken to be Gaussian. It is where X's density changes little over a
-    sigma, as in a mixture of Gaussians some three times wider than sigma, and it is not where the
-    noise mixes up modes of X: choose a smaller sigma then.
+    so that x has the mean and covariance of X: the jump x_hat(Y) alone lacks E Cov(X given Y).
+    The law of X given y is taken to be Gaussian. That is right if X's density changes little over
+    one sigma, as in a mixture of Gaussians about three times wider than sigma, and wrong if the
+    noise mixes modes of X: then choose a smaller sigma.
 
     The sites are `<name>`, the deterministic x; `<name>_y` and `<name>_eps`, the latent ones, which
     are independent a priori; and `<name>_projected`, the share of the directions in which the
-    covariance was not positive and was set to zero. An exact energy has none: a learned one where
-    it fits badly. `(samples["x_projected"] > 0).mean()` says how often that happened.
+    covariance was not positive and was set to zero. An exact energy has none; a learned one may
+    where it fits badly. `(samples["x_projected"] > 0).mean()` says how often that happened.
 
     Use it under NUTS (with `init_strategy=init_to_mean` on images), SVI with an autoguide,
     `Predictive` (with `SmoothedDensity`'s own walk behind a draw of y), in plates, where each
@@ -45,17 +45,17 @@ def learned_prior(
         energy: The energy phi of the smoothed density, its weights fixed: see `SmoothedDensity`.
         covariance: `empirical_bayes.Full()`, or "full"; `Diagonal()` or "diagonal", which keeps
             each coordinate's variance; or `Isotropic(num_probes=16)` or "isotropic", which keeps
-            their mean. The first two cost d Hessian-vector products, the full one an
-            eigendecomposition besides; the last one `num_probes` at most, along orthogonal
-            directions that are the same at every y: exact up to that d, and the one for large d.
-            But noise that is alike in all directions can take up some of the data's own.
+            their mean. The first two cost d Hessian-vector products, plus an
+            eigendecomposition for the full one; the last at most `num_probes`, along orthogonal
+            directions that are the same at every y: exact up to that d, and the choice for large d.
+            But noise that is equal in all directions can absorb some of the data's own noise.
 
     Returns:
-        x, of shape (*batch, *event_shape), batch that of the enclosing plates.
+        x, of shape (*batch, *event_shape), where batch is that of the enclosing plates.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, or name no string.
-        ValueError: If covariance is none of the three.
+        TypeError: If `energy` is not an `AbstractEnergy`, or name is not a string.
+        ValueError: If covariance is not one of the three.
 
     Reference:
         Robbins 1956; Miyasawa 1961; the second-order formula is in Efron, Tweedie's formula and

@@ -33,17 +33,17 @@ class SmoothedDensity(Distribution):
 
     `log_prob` is -phi. That is the normalised log density for a `MixtureEnergy`, and lacks an
     unknown constant, log Z, for a learned energy: right for a fixed energy under MCMC and SVI,
-    wrong where the energy's own weights are trained or sampled through it.
+    wrong if the energy's weights are trained or sampled through it.
 
-    `sample` is exact if the energy's own is, as a `MixtureEnergy`'s. Otherwise each draw is the end
-    of its own walk (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)): approximate, and
-    only as good as that walk is long. `MCMC(WalkJumpKernel(energy))` shows with R-hat and ESS
-    whether it is.
+    `sample` is exact if the energy's `sample` is, as for a `MixtureEnergy`. Otherwise each draw is
+    the end of a separate walk (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)):
+    approximate, and good only if that walk is long enough. `MCMC(WalkJumpKernel(energy))` shows
+    with R-hat and ESS whether it is.
 
-    It is a distribution of the noisy Y, not of X: `learned_prior` is the one for X.
+    It is a distribution of the noisy Y, not of X: for X use `learned_prior`.
 
-    Energies stacked along leading dimensions of their arrays make a batch: the distribution that
-    `jax.vmap` or NumPyro's `scan` makes of several has the batch shape of their `sigma`.
+    Energies stacked along leading dimensions of their arrays form a batch: the distribution that
+    `jax.vmap` or NumPyro's `scan` makes from them has the batch shape of their `sigma`.
 
     Args:
         energy: The energy phi, or several of one structure, stacked.
@@ -51,9 +51,9 @@ class SmoothedDensity(Distribution):
         validate_args: Whether NumPyro checks the values given to `log_prob`.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`; the message says how to wrap it.
+        TypeError: If `energy` is not an `AbstractEnergy`; the message says how to wrap it.
         ValueError: If num_steps is not a positive int, a value given to `log_prob` does not end in
-            the event shape or, where arguments are validated, is not finite.
+            the event shape or, if arguments are validated, is not finite.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro_neb as neb
@@ -159,11 +159,11 @@ class SmoothedDensity(Distribution):
         return over_batch(lambda e, y: y + e.scale**2 + e.sigma**2, self.energy, zero)
 
     def _validate_sample(self, value: Any) -> Any:
-        """Raises a ValueError where a value that is known now is not finite."""
+        """Raises a ValueError if a concrete (untraced) value is not finite."""
         check_finite("value", value)
 
     def _checked(self, value) -> Array:
-        """The value as an array, once known to be floats of a shape that fits."""
+        """Checks that the value holds floats of a fitting shape, and returns it as an array."""
         array = check_floats("value", value)
         batch, stack = check_events("value", array, self.event_shape), self.batch_shape
         pairs = zip(reversed(batch), reversed(stack), strict=False)
@@ -174,11 +174,11 @@ class SmoothedDensity(Distribution):
 
 
 class _Expanded(ExpandedDistribution):
-    """A `SmoothedDensity` over more batch dimensions, that knows its energies' own.
+    """A `SmoothedDensity` over more batch dimensions that knows which are its energies'.
 
     NumPyro's `scan` stacks a distribution's arrays and asks `promote_batch_shape` for the new batch
-    shape; a `SmoothedDensity` tells its own from its arrays, so that here only the count at the
-    time of expansion says which of them are new.
+    shape; a `SmoothedDensity` reads its batch shape from its arrays, so only the count recorded at
+    expansion tells which dimensions are new.
     """
 
     pytree_aux_fields = ("_base_ndim",)
@@ -192,7 +192,7 @@ class _Expanded(ExpandedDistribution):
         return self if batch_shape == self.batch_shape else _Expanded(self, batch_shape)
 
 
-# NumPyro's own function of this name only raises, and is typed so.
+# NumPyro's function of this name only raises, and is typed accordingly.
 _register: Any = promote_batch_shape.register
 
 

@@ -1,4 +1,4 @@
-"""The law of X given Y=y: exact under a mixture, a Gaussian of matched moments otherwise."""
+"""The law of X given Y=y: exact under a mixture, a moment-matched Gaussian otherwise."""
 
 from numpyro_neb.posteriors.base import AbstractPosterior
 from numpyro_neb.posteriors.linearised import LinearisedPosterior

@@ -1,4 +1,4 @@
-"""The law of X given Y=y: what every posterior answers."""
+"""The law of X given Y=y: the interface of every posterior."""
 
 import abc
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class AbstractPosterior(AbstractOrFinal):
 
     Unbatched, as an energy is: `jax.vmap(lambda y: energy.posterior(y).mean)(ys)`, or
     `posterior_distribution` for a NumPyro distribution over a batch. `cdf`, `icdf`, `lfsr` and
-    `interval` are those of each coordinate by itself.
+    `interval` apply to each coordinate separately.
 
     Attributes:
-        sigma: The noise's standard deviation, the unit of the posterior's rounding.
+        sigma: The noise's standard deviation, which scales the posterior's rounding floor.
         event_shape: The shape of one x.
         mean: E[X given Y=y] = y - sigma^2 grad phi(y), of shape `event_shape`.
         shared: Names of the fields that do not depend on y.
@@ -60,7 +60,7 @@ class AbstractPosterior(AbstractOrFinal):
     def covariance(self) -> Float[Array, "d d"]:
         """Cov(X given Y=y) over the flattened event, from d products.
 
-        A learned energy's may have negative eigenvalues where it fits badly.
+        A learned energy's covariance may have negative eigenvalues where the fit is poor.
         """
         matrix = self._along(lambda _, image: image)
         return (matrix + matrix.T) / 2
@@ -73,12 +73,12 @@ class AbstractPosterior(AbstractOrFinal):
     @property
     def std(self) -> Float[Array, "*event"]:
         """The standard deviation of each coordinate: zero where the variance is not positive."""
-        positive = self.variance > 0  # and no infinite derivative where it is not
+        positive = self.variance > 0  # avoids an infinite derivative at zero
         return jnp.where(positive, jnp.sqrt(jnp.where(positive, self.variance, 1)), 0)
 
     @property
     def projected(self) -> Float[Array, ""]:
-        """The share of directions whose variance is negative, and counts as zero in draws."""
+        """The share of directions whose variance is negative; draws treat it as zero."""
         return jnp.zeros_like(self.sigma)
 
     @abc.abstractmethod
@@ -91,7 +91,7 @@ class AbstractPosterior(AbstractOrFinal):
 
     @abc.abstractmethod
     def upper_tail(self, x: ArrayLike) -> Float[Array, "*event"]:
-        """P(X >= x given Y=y) of each coordinate, which keeps its digits where it is small.
+        """P(X >= x given Y=y) of each coordinate, accurate even when it is small.
 
         Args:
             x: Values, of shape `event_shape` or a scalar.
@@ -102,7 +102,7 @@ class AbstractPosterior(AbstractOrFinal):
         """The quantile at q of each coordinate: the least value whose `cdf` reaches q.
 
         Args:
-            q: Probabilities, of shape `event_shape` or a scalar. NaN where not between 0 and 1.
+            q: Probabilities, of shape `event_shape` or a scalar. NaN outside [0, 1].
         """
 
     @property
@@ -111,14 +111,14 @@ class AbstractPosterior(AbstractOrFinal):
 
         A point mass at zero counts on both sides.
         """
-        # Each tail by its own sum: one minus the other would lose the digits of a small one.
+        # Each tail is summed separately: one minus the other would lose a small tail's digits.
         return jnp.minimum(self.cdf(0.0), self.upper_tail(0.0))
 
     def interval(self, probability: float = 0.9) -> tuple[Array, Array]:
         """Equal-tailed credible intervals of each coordinate: the lower and the upper ends.
 
         Args:
-            probability: What each interval holds, between 0 and 1.
+            probability: The probability of each interval, between 0 and 1.
 
         Raises:
             ValueError: If probability is not between 0 and 1.
@@ -128,22 +128,22 @@ class AbstractPosterior(AbstractOrFinal):
 
     @abc.abstractmethod
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
-        """The log density at x, or its log probability where X given y is discrete."""
+        """The log density at x, or the log probability if X given y is discrete."""
 
     @abc.abstractmethod
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*shape, *event_shape)."""
 
     def check_density(self) -> None:
-        """Raises a ValueError if the law has no density to give in `log_prob`."""
+        """Raises a ValueError if the law does not have a density for `log_prob`."""
 
     def prepared(self) -> "AbstractPosterior":
-        """The same law, with what its draws and densities have in common computed once."""
+        """The same law, with the work that its draws and densities share done once."""
         return self
 
     @property
     def size(self) -> int:
-        """How many numbers an answer takes in memory, about: it bounds the size of a batch."""
+        """About how many numbers an answer takes in memory; it bounds the batch size."""
         return max(1, prod(self.event_shape))
 
     def _along(self, fn):
@@ -153,11 +153,11 @@ class AbstractPosterior(AbstractOrFinal):
             return fn(v, self.product(v.reshape(self.event_shape)).reshape(-1))
 
         units = jnp.eye(self.mean.size, dtype=self.mean.dtype)
-        # So many products at once: in a loop they take longer, all of an image's too much memory.
+        # Some products at once: one by one is slower, and all of an image's need too much memory.
         return in_parts(one, (units,), max(16, 4096 // len(units)))
 
 
-# As many observations are worked on at once as keep their posteriors' numbers below this.
+# Observations processed at once hold at most this many numbers in their posteriors.
 _NUMBERS = 2**22
 
 
@@ -167,7 +167,7 @@ def at_once(posterior: AbstractPosterior) -> int:
 
 
 def in_parts(fn: Callable, operands: PyTree[Array], count: int) -> Any:
-    """`jax.vmap(fn)(*operands)`, on so many of the rows at a time."""
+    """`jax.vmap(fn)(*operands)`, on `count` rows at a time."""
     if len(jax.tree.leaves(operands)[0]) <= count:
         return jax.vmap(fn)(*operands)
     return jax.lax.map(lambda row: fn(*row), operands, batch_size=count)

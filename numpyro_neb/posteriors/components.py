@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 class Components(NamedTuple):
     r"""The law of X as a mixture, sum_i w_i N(m_i, C_i) with C_i = axes_i diag(spreads_i) axes_i'.
 
-    Its functions take one y = x + N(0, sigma^2 I) and the sigma. So that memory does not grow with
-    the number of components, averages over them go by blocks.
+    Its functions take one y = x + N(0, sigma^2 I) and sigma. Averages over the components run in
+    blocks, so that memory does not grow with their number.
 
     Attributes:
         locs: The m_i, of shape (K, *event_shape).
         log_weights: log w_i, of shape (K,).
-        spreads: The eigenvalues of the C_i, of shape (K, d); None where they are zero.
-        axes: Their eigenvectors, of shape (K, d, d), which all sigmas share; None where C_i = 0.
+        spreads: The eigenvalues of the C_i, of shape (K, d); None if they are zero.
+        axes: Their eigenvectors, of shape (K, d, d), shared by all sigmas; None if C_i = 0.
         loc: The mean of X, of shape `event_shape`; posterior means are relative to it.
     """
 
@@ -34,7 +34,7 @@ class Components(NamedTuple):
         total = self._reduce(y, sigma, None)[0]
         if self.spreads is not None:
             return total
-        # What all the logits lack where C_i = 0: far away it is large, and it is common.
+        # If C_i = 0, the logits leave out this common term, which is large far from the data.
         variance, distance = sigma**2, jnp.sum((y - self.loc) ** 2)
         return total - distance / (2 * variance) - y.size / 2 * jnp.log(2 * jnp.pi * variance)
 
@@ -49,7 +49,7 @@ class Components(NamedTuple):
         Args:
             y: One smoothed signal.
             sigma: The noise's standard deviation.
-            values: Maps some of the components to a factor, or None for 1, and a value for each.
+            values: Maps a block of components to a factor (None for 1) and a value for each.
         """
         return self._reduce(y, sigma, values)[1]
 
@@ -85,7 +85,7 @@ class Components(NamedTuple):
         return contract("kji,kj->ki", self.axes, centred)
 
     def _logits(self, y, sigma):
-        """Log w_i N(y; m_i, sigma^2 I + C_i); where C_i = 0 without what they have in common."""
+        """Log w_i N(y; m_i, sigma^2 I + C_i); if C_i = 0, without their common term."""
         if self.spreads is None:
             # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc:
             # one matrix product for a batch.
@@ -99,7 +99,7 @@ class Components(NamedTuple):
         return self.log_weights + logits
 
     def _block(self, start, size):
-        """`size` of the components from `start` on."""
+        """`size` components from `start` on."""
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
         return jax.tree.map(cut, self._replace(loc=None))._replace(loc=self.loc)
 
@@ -115,7 +115,7 @@ class Components(NamedTuple):
 
         # The softmax of one block after another, rescaled to the largest logit so far.
         def step(carry, number):
-            # The last block reaches back, and leaves out what the one before has had.
+            # The last block overlaps the one before, and masks what that one covered.
             start = jnp.minimum(number * block, count - block)
             part = self._block(start, block)
             new = start + jnp.arange(block) >= number * block
@@ -134,13 +134,13 @@ class Components(NamedTuple):
         if values is not None:
             shapes = jax.eval_shape(lambda: step(carry, 0)[0][2])
             carry = (*carry[:2], jnp.zeros(shapes.shape, shapes.dtype))
-        # What a gradient needs of a block is recomputed rather than kept.
+        # A block's intermediates are recomputed for the gradient rather than stored.
         step = jax.checkpoint(step, prevent_cse=False)
         (top, total, sums), _ = jax.lax.scan(step, carry, jnp.arange(-(-count // block)))
         return top + jnp.log(total), None if sums is None else sums / total
 
 
-# How many components are worked on at once; with covariances a d-th of it.
+# How many components are processed at once; divided by d with covariances.
 _BLOCK = 2048
 
 contract = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""The law of X given Y=y of any energy: the Gaussian of matched moments."""
+"""The law of X given Y=y under any energy: a moment-matched Gaussian."""
 
 from collections.abc import Callable
 from typing import ClassVar, final
@@ -19,18 +19,18 @@ from numpyro_neb.posteriors.spreads import projected_root
 
 @final
 class LinearisedPosterior(AbstractPosterior):
-    r"""The Gaussian with the mean and the covariance of X given Y=y, to first order of the jump.
+    r"""The Gaussian with the mean and covariance of X given Y=y, from the jump and its Jacobian.
 
         E[X given Y=y] = x_hat(y),    Cov(X given Y=y) = sigma^2 d x_hat / dy
 
-    Not the law of X given Y, unless X is Gaussian, but the two moments that an energy knows of it.
-    A learned energy's covariance need not be positive definite: draws and `log_prob` are those of
-    the covariance whose eigenvalues are raised to zero, about (see `spreads.floor`). `product`,
-    `covariance` and `variance` are as the energy has them, until `prepared`.
+    Unless X is Gaussian, only these two moments are right, not the law of X given Y. A learned
+    energy's covariance need not be positive definite: draws and `log_prob` use it with its negative
+    eigenvalues raised to about zero (see `spreads.floor`). `product`, `covariance` and `variance`
+    use the energy's covariance unchanged, until `prepared`.
 
     Args:
         denoise: The jump x_hat, a function of one y. Its convolutions are evaluated as matrix
-            products on a CPU, so that a posterior may be used in a compiled loop.
+            products on a CPU, so that a posterior can be used in a compiled loop.
         sigma: The noise's standard deviation.
         y: One observation.
 
@@ -64,7 +64,7 @@ class LinearisedPosterior(AbstractPosterior):
         return self.sigma**2 * self.jacobian(v)
 
     def prepared(self) -> "LinearisedPosterior":
-        """The Gaussian itself, its covariance projected and its root computed once."""
+        """The same Gaussian, with its covariance projected and its root computed once."""
         root, projected = self._root
         new = (Partial(_twice, root), (root, projected))
         pick = lambda p: (p.jacobian, p.root)  # noqa: E731

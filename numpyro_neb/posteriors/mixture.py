@@ -1,4 +1,4 @@
-"""The law of X given Y=y under a mixture, exactly."""
+"""The exact law of X given Y=y under a mixture."""
 
 from typing import ClassVar, final
 
@@ -21,7 +21,7 @@ class MixturePosterior(AbstractPosterior):
 
         sum_i r_i N(m_i + C_i (C_i + sigma^2 I)^-1 (y - m_i), sigma^2 C_i (C_i + sigma^2 I)^-1)
 
-    with the responsibilities r_i = P(i given y). With C_i = 0 it lives on the locations, and
+    with the responsibilities r_i = P(i given y). With C_i = 0 its support is the locations, and
     `log_prob` is the log of a probability, not of a density: -inf away from them.
 
     Args:
@@ -52,11 +52,11 @@ class MixturePosterior(AbstractPosterior):
 
     @property
     def size(self) -> int:
-        """That of the components' locations."""
+        """The size of the components' locations."""
         return self.components.locs.size
 
     def _average(self, value, factor=None):
-        """The average of the components' values, with factors of theirs, given y."""
+        """The average given y of the components' values, times factors if given."""
         both = lambda part: (None if factor is None else factor(part), value(part))  # noqa: E731
         return self.components.average(self.y, self.sigma, both)
 
@@ -74,7 +74,7 @@ class MixturePosterior(AbstractPosterior):
         return self.components.loc + self._centre.reshape(self.event_shape)
 
     def product(self, v: Float[Array, "*event"]) -> Float[Array, "*event"]:
-        """Cov(X given Y=y) v: the spread of the components' means, and that within them."""
+        """Cov(X given Y=y) v: the spread of the components' means plus that within them."""
         centre, flat = self._centre, v.reshape(-1)
         centred = lambda part: self._means(part) - centre[None]  # noqa: E731
         total = self._average(centred, lambda part: contract("kd,d->k", centred(part), flat))
@@ -110,7 +110,7 @@ class MixturePosterior(AbstractPosterior):
 
         def below(part):
             if part.spreads is None:
-                # Not by way of the means: whether a location is exactly zero has to survive.
+                # Not via the means: their rounding would hide that a location is exactly zero.
                 inside = sign * part.locs <= sign * x[None]
                 return inside.reshape(len(part.locs), -1).astype(x.dtype)
             means = self._means(part) + part.loc.reshape(1, -1)
@@ -120,7 +120,7 @@ class MixturePosterior(AbstractPosterior):
         return self._average(below).reshape(self.event_shape)
 
     def icdf(self, q: ArrayLike) -> Float[Array, "*event"]:
-        """The quantile at q of each coordinate: an atom where C_i = 0, else by bisection."""
+        """The quantile at q of each coordinate: an atom if C_i = 0, otherwise by bisection."""
         q = jnp.broadcast_to(jnp.asarray(q, self.y.dtype), self.event_shape)
         known = (q >= 0) & (q <= 1) & jnp.all(jnp.isfinite(self.y))
         find = self._quantile_of_atoms if self.components.spreads is None else self._quantile
@@ -137,7 +137,7 @@ class MixturePosterior(AbstractPosterior):
             reached = self.cdf(at(middle)) >= q
             return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
 
-        # Rounding may leave the sum of all short of q: the last atom is never passed.
+        # Rounding may leave the total short of q: the index must not pass the last atom.
         ends = jnp.zeros(q.shape, int), jnp.full(q.shape, count - 1)
         low, _ = jax.lax.fori_loop(0, count.bit_length(), halve, ends)
         return at(jnp.minimum(low, count - 1))
@@ -153,10 +153,10 @@ class MixturePosterior(AbstractPosterior):
             reached = self.cdf(middle) >= inside
             return jnp.where(reached, low, middle), jnp.where(reached, middle, high)
 
-        # The dtype's digits, and some for the width of the bracket.
+        # The dtype's mantissa bits, plus some for the width of the bracket.
         steps = jnp.finfo(q.dtype).nmant + 10
         low, high = jax.lax.fori_loop(0, steps, halve, (mean - std / odds, mean + std * odds))
-        # No derivative comes from the halving: the implicit one, by a Newton step of length zero.
+        # Bisection gives no derivative: take the implicit one by a Newton step of length zero.
         x = jax.lax.stop_gradient((low + high) / 2)
         value, density = jax.jvp(self.cdf, (x,), (jnp.ones_like(x),))
         excess = (value - inside) / jax.lax.stop_gradient(jnp.where(density > 0, density, 1))
@@ -164,13 +164,13 @@ class MixturePosterior(AbstractPosterior):
         return jnp.where(q == inside, x, jnp.inf * (q - 0.5))
 
     def check_density(self) -> None:
-        """Raises a ValueError if a C_i that is known now is singular, and not zero."""
+        """Raises a ValueError if a concrete (untraced) C_i is singular but not zero."""
         spreads = self.components.spreads
         if spreads is not None and not isinstance(spreads, Tracer) and not np.all(spreads > 0):
             raise ValueError("log_prob needs a mixture whose covariances are positive definite")
 
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
-        """The log density at x; where C_i = 0, the log probability of it."""
+        """The log density at x, or its log probability if C_i = 0."""
         self.check_density()
         components = self.components
         log_r = components.log_responsibilities(self.y, self.sigma)

@@ -1,4 +1,4 @@
-"""How the spread of X given y is represented: a covariance's root, with its eigenvalues' floor."""
+"""Representations of the spread of X given y: a covariance's root, its eigenvalues floored."""
 
 import abc
 
@@ -12,7 +12,7 @@ from numpyro_neb.posteriors.base import AbstractPosterior
 
 
 class AbstractSpread(eqx.Module):
-    """A representation of Cov(X given Y=y), of which a root R makes draws mean + R eps."""
+    """A representation of Cov(X given Y=y), whose root R gives the draws mean + R eps."""
 
     @abc.abstractmethod
     def root(
@@ -27,7 +27,7 @@ class AbstractSpread(eqx.Module):
 
 
 class Full(AbstractSpread):
-    """The covariance itself: d products with it, and an eigendecomposition."""
+    """The full covariance: d products with it and an eigendecomposition."""
 
     def root(
         self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
@@ -51,8 +51,8 @@ class Isotropic(AbstractSpread):
     """The mean of the variances: few products, for large d.
 
     Args:
-        num_probes: Products at most. They go along orthogonal directions, the same at every y, so
-            that the variance is a smooth function of y; with d of them it is exact.
+        num_probes: Maximum number of products. They go along orthogonal directions, the same at
+            every y, so that the variance is a smooth function of y; with d of them it is exact.
 
     Raises:
         ValueError: If num_probes is not a positive int.
@@ -81,12 +81,12 @@ def _scaled(posterior, variance, eps):
 
 
 def floor(variances: Float[Array, "..."]) -> Float[Array, ""]:
-    """Below this, in units of sigma^2, a variance counts as zero.
+    """The value, in units of sigma^2, below which a variance counts as zero.
 
-    Cov / sigma^2 is the Jacobian of the jump. Where it is zero, it is the difference of numbers
-    near 1, of which rounding leaves some eps: 64 eps, 8e-6 in float32, is safely above that, and
-    keeps the root's derivative, up to 1 / (2 sqrt(floor)), from making noise of it. An eigenvalue
-    far above 1 leaves more rounding in the others: d eps of it.
+    Cov / sigma^2 is the Jacobian of the jump. Where it is zero, it is computed as a difference of
+    numbers near 1, with a rounding error of a few eps: 64 eps, 8e-6 in float32, is safely above
+    that, and keeps the root's derivative, up to 1 / (2 sqrt(floor)), from amplifying it. An
+    eigenvalue far above 1 adds more rounding to the others: d eps times its value.
     """
     eps, largest = jnp.finfo(variances.dtype).eps, jnp.max(jnp.abs(variances))
     return jax.lax.stop_gradient(eps * jnp.maximum(64, variances.size * largest))
@@ -99,7 +99,7 @@ def projected_root(
     """The symmetric root of a symmetric matrix in units of sigma^2, its eigenvalues kept above 0.
 
     Returns:
-        The root, of the eigenvalues raised to `floor` at least, and the share of them that were
+        The root, with its eigenvalues raised to at least `floor`, and the share of them that were
         negative.
     """
     values, vectors, kept = _eigen(matrix)
@@ -109,7 +109,7 @@ def projected_root(
 @projected_root.defjvp
 def _projected_root_jvp(primals, tangents):
     # Daleckii and Krein: in the eigenbasis, the divided differences of f(t) = sqrt(max(t, floor))
-    # times the tangent. Unlike the derivative of eigh, finite where eigenvalues coincide.
+    # times the tangent. Unlike eigh's derivative, it is finite if eigenvalues coincide.
     (matrix,), (tangent,) = primals, tangents
     values, vectors, kept = _eigen(matrix)
     roots = jnp.sqrt(kept)

@@ -245,7 +245,7 @@ def test_progress(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"y": np.zeros(0)}, r"y must have shape \(n,\) or \(n, \*event_shape\), none empty"),
+        ({"y": np.zeros(0)}, r"y must have shape \(n,\) or \(n, \*event_shape\) and not be empty"),
         ({"y": np.array([0.0, np.nan])}, "y must be finite, got NaN or infinity"),
         ({"y": np.array([0.0, np.inf])}, "y must be finite, got NaN or infinity"),
         ({"sigma": np.ones(3)}, r"sigma must be a scalar or of shape \(2,\), got \(3,\)"),

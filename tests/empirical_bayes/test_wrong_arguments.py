@@ -33,7 +33,7 @@ SIGMAS = each("sigma", ValueError, "sigma must be positive and finite", NOT_POSI
 ROWS = (
     Rows(neb.posterior_mean, GOOD, IN_CHUNKS),
     Rows(neb.posterior_std, GOOD, IN_CHUNKS),
-    Rows(neb.posterior_covariance, GOOD, [*IN_CHUNKS, *wrong_choices("form")]),
+    Rows(neb.posterior_covariance, GOOD, [*IN_CHUNKS, *wrong_choices("covariance")]),
     Rows(neb.posterior_distribution, GOOD, OBSERVED),
     Rows(empirical_bayes.credible_interval, GOOD, [*IN_CHUNKS, *PROBABILITY]),
     Rows(empirical_bayes.local_false_sign_rate, GOOD, IN_CHUNKS),

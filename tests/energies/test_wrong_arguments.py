@@ -139,7 +139,7 @@ ROWS = (
                 r"locs must have shape \(K, \*event_shape\)",
             ),
             Wrong(
-                "locs: none", {"locs": LOCS[:0]}, ValueError, "locs must have shape .* none empty"
+                "locs: none", {"locs": LOCS[:0]}, ValueError, "locs must have shape .* not be empty"
             ),
             Wrong(
                 "locs: too large",

@@ -215,12 +215,12 @@ def test_negative_variances_are_counted():
 
 def test_a_log_z_that_is_not_to_be_trusted_says_so(monkeypatch):
     def untrusted(*args, **kwargs):
-        warnings.warn("the standard error 3 is not to be trusted", stacklevel=1)
+        warnings.warn("the standard error 3 is unreliable", stacklevel=1)
         return neb.empirical_bayes.log_normalizer(*args, **kwargs)
 
     monkeypatch.setattr(measurement, "log_normalizer", untrusted)
     found = neb.evaluate(two_modes(3.5, 0.2), clean(3.5, 0.2, 300), key=KEY, **QUICK)
-    assert found.notes == ("log Z: the standard error 3 is not to be trusted",)
+    assert found.notes == ("log Z: the standard error 3 is unreliable",)
     assert str(found).endswith(found.notes[0])
 
     def infinite(*args, **kwargs):

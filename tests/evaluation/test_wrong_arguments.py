@@ -41,7 +41,7 @@ ROWS = (
                 "energy: NaN",
                 {"energy": NAN},
                 FloatingPointError,
-                "energy must be finite at noisy held",
+                "energy and its jumps must be finite at noisy held",
             ),
             Wrong(
                 "integrator: 3",
@@ -59,7 +59,7 @@ ROWS = (
                 "integrator: at rest",
                 {"integrator": BAOAB(initial_velocity="zero")},
                 ValueError,
-                "integrator must start with velocities of its own law, .* got 'zero'",
+                "integrator must start with random velocities, .* got 'zero'",
             ),
         ],
     ),

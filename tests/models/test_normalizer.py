@@ -188,7 +188,7 @@ def test_one_gradient_a_step():
 
 def test_warns_where_few_weights_make_up_the_standard_error():
     energy = apart(16, distance=20.0)
-    with pytest.warns(UserWarning, match=r"of 200 weights make it up, and it takes 10\. Raise"):
+    with pytest.warns(UserWarning, match=r"of 200 weights make it up, and 10 are needed\. Raise"):
         log_normalizer(energy, jax.random.key(0), **(SMALL | {"num_temperatures": 2}))
 
 
