@@ -1,6 +1,6 @@
-# Everything happens in a virtual environment of its own, one for each Python: .venv-3.11, ...
+# Everything runs in a virtual environment, one for each Python: .venv-3.11, ...
 # PYTHON names the interpreter; by default the first of python3, python3.13, 3.12 and 3.11 that
-# answers and is 3.11 or newer.
+# runs and is 3.11 or newer.
 .DELETE_ON_ERROR:
 
 answers = $(shell $(1) -c 'import sys; sys.version_info >= (3, 11) and print(sys.executable)' 2>/dev/null)
@@ -43,7 +43,7 @@ docs: $(VENV)/docs
 	$(RUN) -m sphinx -W --keep-going -n -q -b html -c docs . build/site
 	@echo "the site: build/site/index.html"
 
-# The site, built anew and opened in a headless Chromium, which has to be there.
+# Rebuilds the site and opens it in a headless Chromium, which must be installed.
 site: $(VENV)/docs $(VENV)/test
 	NEEDS_CHROMIUM=1 $(RUN) -m pytest tests/test_site.py
 
@@ -58,11 +58,11 @@ lowest: .venv-lowest
 		--editable '.[test]'
 	touch $@
 
-# sdist and wheel in dist/, checked, and installed by themselves. .ci/dist alone tries each Python.
+# sdist and wheel in dist/, checked, and the wheel installed alone. bash .ci/dist tries each Python.
 dist:
 	bash .ci/dist $(PYTHON)
 
-# PyTorch and BlackJAX, the peers, come with the extra bench.
+# The peers PyTorch and BlackJAX come with the extra bench.
 benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.truth
 	$(RUN) -m benchmarks.training

@@ -1,1 +1,1 @@
-"""Speed, as ratios of two things timed in one run: `python -m benchmarks.<room>`."""
+"""Benchmarks: accuracy, and speed as ratios within one run: `python -m benchmarks.<name>`."""

@@ -1,26 +1,26 @@
 """Walk-jump chains on images, figure 5 of the paper: `python -m benchmarks.chains`.
 
-The energy is trained by denoising and then by maximum likelihood. Two tables.
+The energy is trained by denoising and then by maximum likelihood. It prints two tables.
 
-The paper's walk, overdamped with a step of sigma / 100, beside the default one, from the same noisy
-test images and with the same number of gradients:
+The paper's walk, overdamped with a step of sigma / 100, compared with the default one, from the
+same noisy test images and with the same number of gradients:
 
     range      of the pixels of all jumps
-    moved      how far a chain's last jump lies from its first, the root mean square per pixel, as
-               a share of that between two test images
+    moved      the distance of a chain's last jump from its first, the root mean square per pixel,
+               as a share of that between two test images
     ESS        the effective sample size of phi, over all chains
 
-The default walk of --many chains, from noisy test images and from N(loc, scale^2 + sigma^2), as it
-goes on:
+The default walk of --many chains, from noisy test images and from N(loc, scale^2 + sigma^2), as the
+number of steps grows:
 
-    phi        the mean over the chains, less that of noisy test images, in nats
+    phi        the mean over the chains, minus that of noisy test images, in nats
     blank      the share of jumps with less ink than all but one in 1,000 training images
-    classes    total variation between the classes of the jumps, all looks since the row before, and
-               of jumps from noisy test images, by a support vector classifier whose test accuracy
-               is printed; as many independent images as chains have that by chance
+    classes    total variation between the classes of the jumps, from all looks since the last row,
+               and of jumps from noisy test images, by a support vector classifier whose test
+               accuracy is printed, as is its value by chance for as many independent images
     commonest  the share of the commonest class
 
-With --out, pictures of both sorts of chains, and of chains from either start.
+With --out it also writes pictures of both kinds of chains, and of chains from either start.
 """
 
 from pathlib import Path
@@ -121,15 +121,15 @@ def many_chains(energy, train, test, labels, options) -> None:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--energy", type=Path, help="one that benchmarks.denoising kept")
+    arguments.add_argument("--energy", type=Path, help="one saved by benchmarks.denoising")
     arguments.add_argument("--sigma", type=float, default=0.3, help="of the energy to train")
     arguments.add_argument("--steps", type=int, default=1000, help="of denoising")
     arguments.add_argument("--chains", type=int, default=5)
     arguments.add_argument("--draws", type=int, default=200)
     arguments.add_argument("--every", type=int, default=10, help="gradients between draws")
     arguments.add_argument("--many", type=int, default=200, help="chains of the second table")
-    arguments.add_argument("--many-steps", type=int, default=2000, help="of each of them")
-    arguments.add_argument("--steps-between", type=int, default=100, help="looks at them")
+    arguments.add_argument("--many-steps", type=int, default=2000, help="of each chain")
+    arguments.add_argument("--steps-between", type=int, default=100, help="two looks")
     options = arguments.parse_args()
     train, test = load_images(options.data)
     if options.energy:

@@ -1,9 +1,9 @@
-"""A training step of convolutional energies beside PyTorch's: `python -m benchmarks.convolutions`.
+"""Convolutional training steps, ours and PyTorch's: `python -m benchmarks.convolutions`.
 
 Both do a DEEN step with Adam on the same batch, 64 images of 28 x 28 pixels, in networks with the
-same weights, checked to have the same loss. They are timed in turns, PyTorch on as many threads as
-suit it best. Ours is what `fit` dispatches, step by step: XLA:CPU's convolutions are slow only
-inside a compiled loop. The last column is our step with `as_matrix_products`, for comparison.
+same weights, checked to have the same loss. They are timed in turns, PyTorch on 1 or all threads,
+whichever is faster. Ours is what `fit` dispatches, step by step: XLA:CPU's convolutions are slow
+only inside a compiled loop. The last column is our step with `as_matrix_products`, for comparison.
 """
 
 import argparse
@@ -40,14 +40,14 @@ def energies() -> dict[str, neb.NetworkEnergy | neb.ResidualEnergy]:
 
 
 def _stirred(network):
-    """With noise on its weights: some layers are silent at first, and would not be checked."""
+    """Adds noise to the weights: some layers output zero at first, and would not be checked."""
     noise = np.random.default_rng(0)
     move = lambda w: w + 0.02 * noise.normal(size=w.shape).astype(np.float32)  # noqa: E731
     return jax.tree.map(lambda w: move(w) if eqx.is_array(w) else w, network)
 
 
 def torch_network(torch: Any, network: Any) -> tuple[list[Any], Callable]:
-    """The weights of one of our networks in PyTorch, and the network of a batch as a function."""
+    """The weights of one of our networks in PyTorch, and the network as a function of a batch."""
     weights = {
         id(leaf): torch.nn.Parameter(torch.tensor(np.asarray(leaf).squeeze((1, 2))))
         if leaf.ndim == 3

@@ -1,9 +1,9 @@
 """Single-jump denoising of images, figures 3 and 4 of the paper: `python -m benchmarks.denoising`.
 
 Trains an energy at each sigma, by denoising and then by maximum likelihood, and jumps once from one
-draw of noise on each test image. Printed are the mean squared error per pixel of the jump, as it is
-and clipped to [0, 1], the range of its pixels, and all but one in 10,000 of them on either side.
-With --out, the energies are kept as energy_<sigma>.safetensors, beside pictures.
+noisy copy of each test image. It prints the jump's mean squared error per pixel, as it is and
+clipped to [0, 1], the range of its pixels, and their range without one in 10,000 on either side.
+With --out, it saves pictures and the energies, as energy_<sigma>.safetensors.
 """
 
 import time

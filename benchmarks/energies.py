@@ -1,7 +1,7 @@
 """Which form of energy learns better from one network: `python -m benchmarks.energies`.
 
-The held-out DEEN loss on scikit-learn's digits at sigma = 0.3 with the same 3 x 256 MLP, beside the
-exact kernel density of the training images.
+The held-out DEEN loss on scikit-learn's digits at sigma = 0.3 with the same 3 x 256 MLP, compared
+with the exact kernel density of the training images.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def train_energy(
 ) -> neb.ResidualEnergy:
     """The energy of a U-Net, of 290,000 weights by default, on patches of 2 x 2 pixels.
 
-    After so many steps of denoising, so many updates of maximum likelihood with 64 chains.
+    `num_steps` of denoising, then `num_updates` of maximum likelihood with 64 chains.
     """
     shape, key = images.shape[1:], jax.random.key(0)
     network = neb.networks.UNet(shape, channels, num_blocks=num_blocks, patch_size=2, key=key)
@@ -84,7 +84,7 @@ def weighed(
     batch_size: int = 128,
     **chains: Any,
 ) -> neb.ResidualEnergy:
-    """The energy after so many updates of maximum likelihood; itself after none."""
+    """The energy after `num_updates` of maximum likelihood, unchanged if that is 0."""
     if num_updates == 0:
         return energy
     settings: Any = {"num_steps": num_updates, "batch_size": batch_size}
@@ -105,7 +105,7 @@ def add_noise(images: np.ndarray, sigma: float, seed: int = 0) -> jnp.ndarray:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that these benchmarks have in common."""
+    """The arguments that these benchmarks share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

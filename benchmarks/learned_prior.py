@@ -1,9 +1,9 @@
 """Inverse problems on digits with a learned prior: `python -m benchmarks.learned_prior`.
 
 Held-out 8 x 8 digits are reconstructed from half of their pixels, from a blurred image, and from 16
-random projections, under noise of sd 0.1 that the model does not know. `learned_prior` stands
-beside a Gaussian prior of the training digits' mean and covariance in the same model. Each digit
-has a NUTS chain of its own; all run side by side under `jax.vmap`.
+random projections, under noise of sd 0.1 that the model does not know. `learned_prior` is compared
+with a Gaussian prior of the training digits' mean and covariance in the same model. Each digit
+has its own NUTS chain; all run in parallel under `jax.vmap`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIGMA = 0.2
 
 
 class Reconstruction(NamedTuple):
-    """How good the posterior of many digits is, against the digits."""
+    """The quality of the posteriors of many digits, judged by the true digits."""
 
     mean_squared_error: float
     coverage: float
@@ -159,7 +159,7 @@ def main() -> None:
     priors |= {f"learned, {c}": learned(energy, c) for c in arguments.covariance}
     for problem, matrix in operators().items():
         for name, prior in priors.items():
-            # The Gaussian's gradient is next to free: it may walk farther.
+            # The Gaussian's gradient is nearly free, so its trees may be deeper.
             depth = 6 if name == "Gaussian" else 4
             counts = {"num_warmup": arguments.draws, "num_samples": arguments.draws}
             found = reconstruct(prior, matrix, x, max_tree_depth=depth, **counts)

@@ -1,4 +1,4 @@
-"""How noise expands a manifold, and the jump brings it back: `python -m benchmarks.manifold`.
+"""How noise expands a manifold, and how the jump undoes it: `python -m benchmarks.manifold`.
 
 X is uniform on the unit circle in the first two of d coordinates. The noise takes Y off the circle
 in d - 1 directions, to a distance that concentrates as d grows: a manifold of one dimension becomes
@@ -6,7 +6,7 @@ one of d - 1. The jump brings Y back to the circle's plane, at 1 - I1(k) / I0(k)
 the mean over k = rho / sigma^2, rho the length of Y in that plane, however large d is.
 
     distance   of Y from the circle, its mean and standard deviation
-    shell      what `geometry.sphere_shell(d - 1, sigma)` says of it
+    shell      the same as predicted by `geometry.sphere_shell(d - 1, sigma)`
     dimension  the participation ratio of the covariance of Y, tr(C)^2 / tr(C^2)
     exact      the jump's mean distance from the circle, with the energy in closed form
     trained    the same with a trained energy

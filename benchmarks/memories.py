@@ -2,15 +2,15 @@
 
 The patterns are the first training images (`benchmarks.images`: digits, or those of --data). For
 each sigma, two energies of the same patterns, the exact kernel density and a multilayer perceptron
-trained on them, are asked for every pattern from two cues: with noise of that sigma, and with its
-lower half replaced by the mean.
+trained on them, recall every pattern from two cues: the pattern with noise of that sigma, and the
+pattern with its lower half replaced by the mean.
 
     recalled     the share of cues from which the flow ends in a stable memory that is the
                  pattern's: nearer to it than half the distance to the nearest other pattern
-    memories     how many there are
-    creative     the share of memories farther from every pattern than the two nearest patterns are
-                 from one another, in the median over patterns
-    distance     from a memory to the nearest pattern, the root mean square per pixel, in the median
+    memories     the number of memories
+    creative     the share of memories whose nearest pattern is farther away than the median
+                 distance from a pattern to its nearest other pattern
+    distance     from a memory to the nearest pattern, median of the root mean square per pixel
 
 With --out, pictures of the memories and of the overlaps are written to that folder.
 """

@@ -1,12 +1,12 @@
 """Peak memory of long runs: `python -m benchmarks.memory`.
 
-Each line is a process of its own. `fit` trains on a memory-mapped file, small and large; `stream`
-writes draws to a Zarr store, few and many, and `mcmc.run` holds as many in memory. Printed:
+Each row is a separate process. `fit` trains on a memory-mapped file, small and large; `stream`
+writes draws to a Zarr store, few and many; `mcmc.run` holds the same number in memory. Printed:
 
     MB          of the data, or of the draws
-    peak RSS    the process's largest resident memory, pages of mapped files among it: the system
-                takes those back when it needs them
-    anonymous   the largest memory that is no file's, which it can't take back
+    peak RSS    the process's largest resident memory, including pages of mapped files, which the
+                system reclaims when it needs them
+    anonymous   the largest memory not backed by a file, which it can't reclaim
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""How fast `MixtureEnergy` is beside a plain matrix product: `python -m benchmarks.mixtures`.
+"""The speed of `MixtureEnergy` against a plain matrix product: `python -m benchmarks.mixtures`.
 
 60,000 locations in 784 dimensions, the size of MNIST's training set. The energy of n points needs
-one product of (60000, 784) with (784, n), their scores two.
+one product of (60000, 784) with (784, n), their scores need two.
 """
 
 import argparse

@@ -1,17 +1,17 @@
 """Memories of all training images as sigma grows (NEBULA): `python -m benchmarks.nebula`.
 
 For each sigma there is an energy of the training images: energy_<sigma>.safetensors of the folder
---energies, where `benchmarks.denoising` kept it, or without that folder a new one. The gradient
-flow starts from the first training images. Printed are
+--energies, as saved by `benchmarks.denoising`, or a new one without that folder. The gradient
+flow starts from the first training images. It prints
 
-    memories   the attractors, how many of them are stable, and what did not come to rest
+    memories   the attractors, how many of them are stable, and how many cues did not come to rest
     largest    the largest basin's share of the cues
-    distance   from a memory to the nearest training image, the root mean square per pixel, in the
-               median
-    creative   the share of memories farther from every training image than the training images'
-               nearest neighbours are from them, in the median
+    distance   from a memory to the nearest training image, the median of the root mean square per
+               pixel
+    creative   the share of memories whose nearest training image is farther away than the median
+               distance from a training image to its nearest neighbour
 
-With --out, a picture of the memories of each sigma, each above the training image nearest to it.
+With --out, it draws the memories of each sigma, each above the training image nearest to it.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from benchmarks.images import load_images, parser, train_energy, write_picture
 
 
 def energy_at(sigma: float, images: np.ndarray, folder: Path | None, num_steps: int, updates: int):
-    """The energy at sigma: that of the folder, or a new one where there is no folder."""
+    """The energy at sigma: that of the folder, or a new one if there is no folder."""
     if folder is None:
         return train_energy(images, sigma, num_steps, num_updates=updates)
     return neb.load(folder / f"energy_{sigma}.safetensors")

@@ -1,9 +1,9 @@
-"""`fit_mixture` on data of the empirical-Bayes literature: `python -m benchmarks.normal_means`.
+"""`fit_mixture` on data from the empirical-Bayes literature: `python -m benchmarks.normal_means`.
 
 The total squared errors of the Johnstone-Silverman design (1,000 means, k of them mu, unit noise,
 40 repeats), the log-likelihoods of the weighted on-base averages of 2022 and of the prostate
 z-values, the batters of Efron and Morris, and the times. The data sets are read from the folder
-that the environment variable NEB_DATA names, or else from ../shared/data.
+named by the environment variable NEB_DATA, or else from ../shared/data.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 
 import numpyro_neb as neb
 
-# Our own earlier run of the same design: the nonparametric maximum-likelihood estimate's errors.
+# From our earlier run of the same design: the nonparametric maximum-likelihood estimate's errors.
 REFERENCE = {
     (5, 3): 34.6, (5, 4): 22.7, (5, 5): 20.3, (5, 7): 7.5,
     (50, 3): 153.1, (50, 4): 109.2, (50, 5): 49.6, (50, 7): 10.2,
@@ -40,7 +40,7 @@ def columns(folder: Path, file: str, *names: str) -> list[np.ndarray]:
 
 
 def johnstone_silverman(k: int, mu: float, repeats: int) -> np.ndarray:
-    """The total squared error of the posterior means, of each repeat."""
+    """The total squared error of the posterior means in each repeat."""
     errors = []
     for seed in range(repeats):
         x = np.where(np.arange(1000) < k, mu, 0.0)
@@ -51,7 +51,7 @@ def johnstone_silverman(k: int, mu: float, repeats: int) -> np.ndarray:
 
 
 def efron_morris(folder: Path) -> float:
-    """The total squared error on the arcsine scale, where the noise is one."""
+    """The total squared error on the arcsine scale, on which the noise has unit variance."""
     seen, truth = (
         np.sqrt(45) * np.arcsin(2 * p - 1)
         for p in columns(folder, "efron_morris_1975.csv", "y", "p")
@@ -61,7 +61,7 @@ def efron_morris(folder: Path) -> float:
 
 
 def timed(name: str, y: np.ndarray, sigma: np.ndarray | float) -> neb.MixtureFit:
-    """Fits twice, the second time with everything compiled, and says what came out."""
+    """Fits twice, the second time with everything compiled, and prints the results."""
     for number in ("first", "again"):
         start = time.perf_counter()
         fit = neb.fit_mixture(y, sigma, progress_bar=False)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args()
     if (folder := data_folder()) is None:
-        print("no data sets: NEB_DATA names no folder, and there is no ../shared/data")
+        print("no data sets: NEB_DATA does not name a folder, and ../shared/data does not exist")
     else:
         x, s = columns(folder, "woba_2022.csv", "x", "s")
         fit = timed("wOBA", x, s)

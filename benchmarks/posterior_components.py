@@ -1,8 +1,8 @@
 """Components of MNIST digits' posteriors: `python -m benchmarks.posterior_components`.
 
-Five components in 784 dimensions by subspace iteration on Jacobian-vector products, beside those of
-the whole covariance and its dense eigendecomposition. The energy is trained for a minute; mnist.npz
-is read from the folder that NEB_DATA names, or else from ../shared/data.
+Five components in 784 dimensions by subspace iteration on Jacobian-vector products, compared with
+those of the full covariance's dense eigendecomposition. The energy is trained for a minute;
+mnist.npz is read from the folder named by NEB_DATA, or else from ../shared/data.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--digits", type=int, default=4)
     arguments = parser.parse_args()
     if (folder := data_folder()) is None:
-        print("no data sets: NEB_DATA names no folder, and there is no ../shared/data")
+        print("no data sets: NEB_DATA does not name a folder, and ../shared/data does not exist")
         return
     with np.load(folder / "mnist.npz") as arrays:
         train, test = (arrays[k].astype(np.float32) / 255 for k in ("x_train", "x_test"))

@@ -1,13 +1,13 @@
 """What sigma does to the walk and to the jump, on 8 x 8 digits: `python -m benchmarks.sigma`.
 
-One perceptron's energy is trained at each sigma. Printed for each, on 297 held-out digits and on a
-walk of 4 chains, 1,000 draws of 20 steps:
+An energy of a perceptron is trained at each sigma. Printed for each, on 297 held-out digits and on
+a walk of 4 chains, 1,000 draws of 20 steps:
 
     pairs      of i-spheres apart / overlapping / contained
     linear     the squared error of the best linear denoiser, as a share of that of the noise
-    jump       that of the energy's jump
+    jump       the same for the energy's jump
     width      sd of the walk's jumps as a share of the data's, root mean square over the pixels
-    ESS        effective draws of y for 1,000 gradients, the smallest over the pixels
+    ESS        effective draws of y per 1,000 gradients, the smallest over the pixels
     nearest    the median distance of a jump from its nearest training digit, as a share of that
                of a held-out digit: below 1 the jumps keep to the training digits, far above 1 they
                are blurred

@@ -1,8 +1,8 @@
 """Denoising digits that nobody has seen clean: `python -m benchmarks.sure`.
 
-1,500 of scikit-learn's digits at sigma = 0.3, of which 1,200 noisy ones train by `sure_loss` and
-300 noisy ones say when to stop. Beside two energies stands the best linear rule, Wiener's filter
-from the mean and covariance of all 1,500 noisy digits. Their errors are taken on the 297 others.
+Of 1,500 of scikit-learn's digits at sigma = 0.3, 1,200 noisy ones train by `sure_loss` and 300
+decide when to stop. Two kinds of energies are compared with the best linear rule, Wiener's filter
+from the mean and covariance of all 1,500 noisy digits, by their errors on the 297 other digits.
 """
 
 import argparse
@@ -26,7 +26,7 @@ class LinearMixture(eqx.Module):
     """-log sum_k exp(a_k - (norm(u_k)^2 - norm(L_k u_k)^2) / (2 sigma^2)), u_k = y - m_k.
 
     Its jump averages linear rules, m_k + L_k' L_k (y - m_k), by responsibilities: the energy of a
-    mixture of Gaussians where no eigenvalue of L_k' L_k exceeds one.
+    mixture of Gaussians if no eigenvalue of L_k' L_k exceeds one.
     """
 
     means: jax.Array
@@ -65,7 +65,7 @@ def linear_rule(y: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def mixture(y: np.ndarray, count: int) -> neb.AbstractEnergy:
-    """An energy to begin from: k-means on the noisy digits, one linear rule for all clusters."""
+    """A starting energy: k-means on the noisy digits, one linear rule for all clusters."""
     settings: Any = {"n_init": 4, "random_state": 0}
     clusters = KMeans(count, **settings).fit(y)
     within = y - clusters.cluster_centers_[clusters.labels_]
@@ -77,7 +77,7 @@ def mixture(y: np.ndarray, count: int) -> neb.AbstractEnergy:
 
 
 def perceptron(y: np.ndarray, width: int = 256) -> neb.AbstractEnergy:
-    """An energy to begin from: the default form with a multilayer perceptron."""
+    """A starting energy: the default form with a multilayer perceptron."""
     network = neb.networks.MLP((64,), width_size=width, depth=2, key=jax.random.key(0))
     scale = np.sqrt(max(float(np.mean(np.var(y, 0))) - SIGMA**2, 1e-3))
     return neb.ResidualEnergy(network, SIGMA, (64,), loc=y.mean(0), scale=scale)

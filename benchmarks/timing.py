@@ -1,4 +1,4 @@
-"""Two things timed in turns in one run, and the rows that say how they compare."""
+"""Timing two things in turns in one run, and the rows that compare them."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# Seconds that a number of steps take, compilation included or not: a slope can't tell.
+# Seconds that a number of steps take, with or without compilation: a slope is the same.
 Run = Callable[[int], float]
 
 
@@ -25,8 +25,8 @@ class Settings:
         repeats: Repeats at the small sizes; at the large one there are at most 3.
         num_train: Steps of training of the digits energies.
         num_steps: Steps of each of the 4 walks of `ess` and `bias`; the peers' follow from it.
-        num_paper: Steps of each of the 4 of the paper's walks.
-        quick: Whether the figures mean nothing.
+        num_paper: Steps of each of the 4 walks of the paper's kind.
+        quick: Whether the run is too short for meaningful figures.
     """
 
     seconds: float = 2.0
@@ -70,7 +70,7 @@ def time_of(seconds: float) -> str:
 
 
 def bench_module(name: str) -> Any:
-    """The peer of that name, or None and a sentence where it is not installed."""
+    """The peer of that name; if it is not installed, prints a sentence and returns None."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -116,7 +116,7 @@ def compared(what: str, found: list[tuple[float, float]], target: str, *, speed=
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[None]:
-    """Has NumPyro show its bar, which it doesn't under CI, and shows it to nobody."""
+    """Makes NumPyro show its bar, which it doesn't under CI, and discards the output."""
     hidden = {name: os.environ.pop(name, None) for name in ("CI", "PYTEST_XDIST_WORKER")}
     try:
         with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):

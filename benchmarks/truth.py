@@ -1,10 +1,10 @@
-"""Is the density right? Energies trained in both stages, judged on data that they never saw.
+"""Is the density right? Energies trained in both stages, judged on data they have not seen.
 
     python -m benchmarks.truth                # all tables, about 15 minutes on 2 cores
     python -m benchmarks.truth digits moons   # some of them
 
 Each energy is trained by denoising, then by maximum likelihood, and a row is printed after each
-stage. Held-out data are those of scikit-learn's `train_test_split(random_state=0)`, a quarter. The
+stage. A quarter of the data are held out, by scikit-learn's `train_test_split(random_state=0)`. The
 columns:
 
     AUC         of a classifier (scikit-learn's HistGradientBoostingClassifier) that tells the
@@ -12,18 +12,18 @@ columns:
                 examples, scored on 2,000 more of the walk and 2,000 noisy held-out examples;
                 0.5 is right
     classes     total variation between the classes of the walk's jumps and of jumps from noisy
-                held-out examples, by a support vector classifier; in the row of the data that
-                between the labels of training and held-out examples
+                held-out examples, by a support vector classifier; in the data's row, between the
+                labels of training and held-out examples
     commonest   the share of the commonest class among the walk's jumps
     -log f      of noisy held-out examples, in nats, with log_normalizer's standard error
     jump        the denoising loss, E norm(x - x_hat(y))^2, on held-out examples
     widths      standard deviations of the walk's y over those of noisy training data: the smallest,
-                the mean and the largest over the coordinates; in the row of the data those of noisy
+                the mean and the largest over the coordinates; in the data's row, those of noisy
                 held-out data
     smaller     the share of the smaller moon among the walk's jumps
     verdict     of `evaluate`, and its p-value
 
-The last one, `evaluate`, is told nothing of the classes or the classifier.
+The last one, `evaluate`, knows nothing about the classes or the classifier.
 """
 
 import argparse
@@ -49,7 +49,7 @@ QUIET: Any = {"progress_bar": False}
 
 
 def noisy(x, sigma, number, seed):
-    """`number` noisy examples, of examples drawn with replacement."""
+    """Noisy copies of `number` examples drawn with replacement."""
     rng = np.random.default_rng(seed)
     rows = x[rng.integers(len(x), size=number)]
     return (rows + sigma * rng.normal(size=rows.shape)).astype(np.float32)
@@ -91,7 +91,7 @@ def held_out_figures(energy, x, repeats=20):
 
 
 def widths(y, x, sigma):
-    """The standard deviations of the walk's y over those of noisy data: least, mean, most."""
+    """Standard deviations of the walk's y over those of noisy data: smallest, mean, largest."""
     ratio = y.std(0) / np.sqrt(x.var(0) + sigma**2)
     return f"{ratio.min():.2f}, {ratio.mean():.2f}, {ratio.max():.2f}"
 
@@ -108,7 +108,7 @@ def variation(one, other):
 
 
 def verdict(energy, train, held_out):
-    """What `evaluate` calls the energy, and the p-value."""
+    """The outcome of `evaluate`, and its p-value."""
     found = neb.evaluate(energy, held_out, train=train, key=jax.random.key(6), **QUIET)
     return f"{found.outcome.upper()}, {found.p_value:.3f}"
 

@@ -1,9 +1,9 @@
-"""What a walk costs beside its peers: `python -m benchmarks.walk [section ...]`.
+"""The cost of a walk compared with its peers: `python -m benchmarks.walk [section ...]`.
 
-Every section times both sides in one run, in turns, and prints a row of a markdown table a figure:
-the median, and from the lowest to the highest ratio of the repeats. A step costs the slope between
-two lengths of run, so that compilation and fixed costs cancel. `ess` and `bias` are in
-`benchmarks.walk_ess`. `--quick` runs everything briefly, to see that it runs.
+Every section times both sides in one run, in turns, and prints one row of a markdown table per
+figure: the median, and the lowest to the highest ratio of the repeats. The cost of a step is the
+slope between two run lengths, so that compilation and fixed costs cancel. `ess` and `bias` are in
+`benchmarks.walk_ess`. `--quick` runs everything briefly, to check that it runs.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from benchmarks.walk_ess import bias_section, ess_section
 
 Size = tuple[int, int, int]
 
-# (d, width, chains), and of how many steps one is recorded, which keeps the draws small.
+# (d, width, chains), and the thinning, which keeps the draws small.
 SMALL, MEDIUM, LARGE = (2, 64, 1), (64, 256, 16), (784, 1024, 256)
 THINNING = {SMALL: 100, MEDIUM: 100, LARGE: 10}
 DEPTH = 3
@@ -81,7 +81,7 @@ def mcmc_run(
 
 
 def scan_run(step: Callable, carry: Any) -> Run:
-    """Runs of a compiled `jax.lax.scan` of `step`, compilation apart."""
+    """Runs of a compiled `jax.lax.scan` of `step`, without compilation."""
 
     @functools.cache
     def compiled(n: int):
@@ -98,7 +98,7 @@ def scan_run(step: Callable, carry: Any) -> Run:
 
 
 def bare_run(energy: neb.AbstractEnergy, chains: int, impl: str = "threefry2x32") -> Run:
-    """The integrator's step in a bare scan: it splits keys as the kernel does, and records none."""
+    """The integrator's step in a bare scan: it splits keys like the kernel, and records nothing."""
     integrator = neb.integrators.BAOAB()
     target = neb.integrators.Target(energy, energy.sigma)
 
@@ -117,7 +117,7 @@ def bare_run(energy: neb.AbstractEnergy, chains: int, impl: str = "threefry2x32"
 
 
 def step_section(settings: Settings) -> Iterator[Row]:
-    """A further step of `MCMC` beside one of the bare scan."""
+    """A further step of `MCMC` compared with one of the bare scan."""
     for size, target in ((SMALL, "<= 1.3"), (MEDIUM, "<= 1.05"), (LARGE, "<= 1.05")):
         energy, chains = residual_energy(size), size[2]
         ours, peer = mcmc_run(energy, chains, THINNING[size]), bare_run(energy, chains)
@@ -127,9 +127,9 @@ def step_section(settings: Settings) -> Iterator[Row]:
 
 
 def fixed_section(settings: Settings) -> Iterator[Row]:
-    """A second `run` of one MCMC, beside NUTS, and what the progress bar compiles in it."""
+    """A second `run` of one MCMC, compared with NUTS, and what the progress bar compiles in it."""
     energy = residual_energy(MEDIUM)
-    # A tree of depth 1, and two draws: compilation, hardly a step.
+    # A tree of depth 1, and two draws: mostly compilation, hardly a step.
     nuts = NUTS(potential_fn=lambda y: energy(y), max_tree_depth=1)
     kernels = {"ours": (neb.WalkJumpKernel(energy), {}), "nuts": (nuts, {"init_params": _START})}
     options: dict[str, Any] = {"num_warmup": 1, "num_samples": 1, "progress_bar": False}
@@ -160,7 +160,7 @@ def _timed_run(mcmc, arguments, seed):
 
 
 def bar_section(settings: Settings) -> Iterator[Row]:
-    """A further draw of 10 steps with the progress bar beside one without."""
+    """A further draw of 10 steps with the progress bar compared with one without."""
     energy, chains = residual_energy(MEDIUM), MEDIUM[2]
     off, on = (mcmc_run(energy, chains, 10, bar=bar, num_steps=10) for bar in (False, True))
     with progress_bar():
@@ -218,7 +218,7 @@ def fastest_threads(torch: Any, run: Run) -> int:
 
 
 def torch_section(settings: Settings) -> Iterator[Row]:
-    """A step of `MCMC` beside one of BAOAB in PyTorch."""
+    """A step of `MCMC` compared with one of BAOAB in PyTorch."""
     torch = bench_module("torch")
     if torch is None:
         return
@@ -234,12 +234,12 @@ def torch_section(settings: Settings) -> Iterator[Row]:
 
 
 def flops_section(settings: Settings) -> Iterator[Row]:
-    """The rate of floating-point work of a large step beside a matrix product's."""
+    """The floating-point rate of a large step compared with a matrix product's."""
     d, width, chains = LARGE
     weight = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (width, width)))[0]
     start = jax.random.normal(jax.random.key(1), (chains, width))
     product = scan_run(lambda x: x @ weight, start)
-    # 2 m n k a product; a gradient has the forward products and as many backward ones.
+    # 2 m n k per product; a gradient has the forward products and as many backward ones.
     of_product = 2 * chains * width**2
     of_step = 2 * 2 * chains * (2 * d * width + (DEPTH - 1) * width**2)
     found = pairs(mcmc_run(residual_energy(LARGE), chains, 10), product, settings, 5, 10)
@@ -254,7 +254,7 @@ def flops_section(settings: Settings) -> Iterator[Row]:
 
 
 def conv_section(settings: Settings) -> Iterator[Row]:
-    """A step of `MCMC` on a convolutional energy beside its gradient outside any loop."""
+    """A step of `MCMC` on a convolutional energy compared with its gradient outside any loop."""
     chains, keys = 64, jax.random.split(jax.random.key(0), 3)
     layers: list[Any] = []
     for i, (channels_in, channels_out) in enumerate(((1, 32), (32, 32), (32, 1))):

@@ -1,8 +1,8 @@
 """How well a walk mixes, and to what law: the sections `ess` and `bias` of `benchmarks.walk`.
 
-On energies learned from scikit-learn's digits, 4 chains each. `ess` compares the smallest over the
-64 pixels of the effective sample size of y, warm-up and tuning left out for everybody, per 1,000
-gradients and per second of sampling. `bias` compares the mean energy with that of a long
+On energies learned from scikit-learn's digits, 4 chains each. `ess` compares effective sample sizes
+of y, the smallest over the 64 pixels, per 1,000 gradients and per second of sampling, without
+warm-up and tuning for all. `bias` compares the mean energy with that of a long
 Metropolis-adjusted walk.
 """
 
@@ -25,10 +25,10 @@ from benchmarks.images import weighed
 from benchmarks.timing import Row, Settings, bench_module, compilations
 
 _CHAINS = 4
-# One in so many steps is recorded: a small part of the autocorrelation time of any peer here.
+# One in 4 steps is recorded: 4 is a small part of the autocorrelation time of any peer here.
 _THINNING = 4
 _SIGMAS = (0.3, 0.5)
-# eta of MALA, in units of sigma^2, of which the best is taken.
+# MALA's eta in units of sigma^2: the best one is taken.
 _MALA_STEPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45)
 
 
@@ -96,7 +96,7 @@ def sampled(
 
 
 def walk_chains(energy: neb.AbstractEnergy, num_steps: int) -> Chains:
-    """The default walk. The slope between two lengths of run leaves all fixed costs out."""
+    """The default walk. The slope between two run lengths leaves out all fixed costs."""
     kernel, num_warmup = neb.WalkJumpKernel(energy), num_steps // 10
     short = num_steps // 10
     _, seconds_short = sampled(kernel, num_warmup, short)
@@ -106,7 +106,7 @@ def walk_chains(energy: neb.AbstractEnergy, num_steps: int) -> Chains:
 
 
 def paper_chains(energy: neb.AbstractEnergy, num_steps: int) -> Chains:
-    """The paper's walk, 1,000 draws; with a bad R-hat its ESS says too much, not too little."""
+    """The paper's walk, 1,000 draws; with a bad R-hat its ESS is too high, not too low."""
     integrator, every = neb.integrators.ULA.paper(), num_steps // 1000
     kernel = neb.WalkJumpKernel(energy, integrator=integrator, num_steps=every)
     mcmc, seconds = sampled(kernel, 100, 1000, 1)
@@ -114,8 +114,8 @@ def paper_chains(energy: neb.AbstractEnergy, num_steps: int) -> Chains:
 
 
 def nuts_chains(energy: neb.AbstractEnergy, num_draws: int) -> Chains:
-    """NumPyro's NUTS with its defaults: a gradient a leapfrog step, in its field num_steps."""
-    # A NUTS object serves one MCMC of several chains only.
+    """NumPyro's NUTS with its defaults: one gradient per leapfrog step, in its field num_steps."""
+    # A NUTS object can serve only one MCMC of several chains.
     nuts = lambda: NUTS(potential_fn=lambda y: energy(y))  # noqa: E731
     arguments: dict[str, Any] = {"init_params": _starts(energy), "extra_fields": ("num_steps",)}
     short = num_draws // 10
@@ -123,12 +123,12 @@ def nuts_chains(energy: neb.AbstractEnergy, num_draws: int) -> Chains:
     mcmc, seconds = sampled(nuts(), 500, num_draws, 1, **arguments)
     gradients = np.asarray(mcmc.get_extra_fields()["num_steps"])
     per_draw = (seconds - seconds_short) / (num_draws - short)
-    note = f"{gradients.mean():.1f} gradients a draw"
+    note = f"{gradients.mean():.1f} gradients per draw"
     return Chains(_flat(mcmc), float(gradients.sum()), per_draw * num_draws, note)
 
 
 def mclmc_chains(blackjax: Any, energy: neb.AbstractEnergy, num_steps: int) -> Chains:
-    """BlackJAX's MCLMC, tuned by BlackJAX on one chain with a tenth of `num_steps` each phase."""
+    """BlackJAX's MCLMC, tuned by BlackJAX on one chain with a tenth of `num_steps` per phase."""
     mclmc = blackjax.mcmc.mclmc
     kernel, density = mclmc.build_kernel(), _log_density(energy)
     init = lambda y, key: mclmc.init(position=y, logdensity_fn=density, rng_key=key)  # noqa: E731
@@ -195,7 +195,7 @@ def _blackjax_run(step: Callable, energy, num_steps) -> Callable:
 def _blackjax_chains(step, energy, run, states, tuned, num_steps) -> tuple[Chains, float]:
     """The draws, and the mean acceptance.
 
-    The second of two calls is timed: it is compiled, and goes on where the first one ended.
+    The second of two calls is timed: it is compiled, and continues where the first one ended.
     """
     keys = jax.random.split(jax.random.key(5), 2 * _CHAINS)
     states, _ = jax.block_until_ready(run(states, keys[:_CHAINS], tuned))
@@ -245,7 +245,7 @@ def _ratio(what: str, ours: Chains, peer: Chains, measure: str, target: str = ""
 
 
 def ess_section(settings: Settings) -> Iterator[Row]:
-    """Effective draws per gradient and per second, beside each peer."""
+    """Effective draws per gradient and per second, compared with each peer."""
     blackjax, num_steps = bench_module("blackjax"), settings.num_steps
     for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
         energy = digits_energy(sigma, settings.num_train)
@@ -266,7 +266,7 @@ def ess_section(settings: Settings) -> Iterator[Row]:
 
 
 def bias_section(settings: Settings) -> Iterator[Row]:
-    """The mean energy of the default walk beside that of GHMC, in standard deviations."""
+    """The default walk's mean energy compared with GHMC's, in standard deviations."""
     for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
         energy, num_steps = digits_energy(sigma, settings.num_train), settings.num_steps
         kernels = {

@@ -1,4 +1,4 @@
-"""From draws to ArviZ."""
+"""Converts draws to ArviZ data."""
 
 import copy
 import inspect
@@ -46,25 +46,25 @@ def to_arviz(
 ) -> Any:
     """The draws of an `MCMC(WalkJumpKernel(...))`, or of a `MixtureFit`, as ArviZ data.
 
-    Of a walk on an energy, `posterior` holds the walk `y` and the jumps `x`, and `constant_data`
-    its `sigma`, `loc` and `scale` (and `frozen`). Of a walk on a model, `posterior` holds the sites
-    and `<site>_jump`; `observed_data` the observed sites and `log_likelihood` theirs at each draw;
+    For a walk on an energy, `posterior` holds the walk `y` and the jumps `x`, and `constant_data`
+    its `sigma`, `loc` and `scale` (and `frozen`). For a model, `posterior` holds the sites and
+    `<site>_jump`; `observed_data` the observed sites and `log_likelihood` theirs at each draw;
     `constant_data` the numbers and arrays among the model's other arguments, and `<site>_sigma`.
     `sample_stats` holds `lp` (-phi(y)), `energy`, `step_size` in the data's units and `diverging`,
     an `acceptance_rate` for Metropolis integrators only, and the extra fields given to `MCMC.run`.
     Groups `warmup_posterior`, `warmup_sample_stats`, `prior`, `prior_predictive` and
-    `posterior_predictive` hold what is given for them; `prior` the jumps too.
+    `posterior_predictive` hold what is given for them; `prior` also holds the jumps.
 
-    A `MixtureFit` is drawn from: its `to_arviz` says what the groups hold.
+    From a `MixtureFit`, new draws are taken: its `to_arviz` says what the groups hold.
 
     Args:
         mcmc: An MCMC object that has run, or what `fit_mixture` returned.
         coords: Coordinates for the dimensions of an event, 0, 1, ... by default.
         dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
             `row`, `column` by default for events of rank 2, `channel`, `row`, `column` for rank 3,
-            and `event_dim_0`, ... otherwise; for the sites of a model those of their plates. The
-            observations of a fit are `observation`.
-        warmup: The draws and the extra fields of warm-up. NumPyro forgets them when it runs, so
+            and `event_dim_0`, ... otherwise; for the sites of a model those of their plates. A
+            fit's dimension of observations is `observation`.
+        warmup: The draws and the extra fields of warm-up. `mcmc.run` discards them, so
             take `(mcmc.get_samples(group_by_chain=True),
             mcmc.get_extra_fields(group_by_chain=True))` after
             `mcmc.warmup(key, collect_warmup=True)` and before `mcmc.run`.
@@ -77,7 +77,7 @@ def to_arviz(
             default for every model. It takes chains x draws x observations floats.
         num_samples: The number of draws in each chain of a fit, 1,000 by default.
         key: A JAX random key for the draws of a fit. Without one they are those of
-            `jax.random.key(0)`, the same at each call: give one for draws that are independent of
+            `jax.random.key(0)`, the same at each call: pass one for draws that are independent of
             other calls'.
 
     Returns:
@@ -85,8 +85,8 @@ def to_arviz(
 
     Raises:
         TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`, or an
-            argument is for the other of the two.
-        ValueError: If it has not run, `warmup` is not of its chains, or num_samples is not a
+            argument is only for the other of the two.
+        ValueError: If it has not run, `warmup` does not fit its chains, or num_samples is not a
             positive int.
 
     Warns:
@@ -145,10 +145,10 @@ def refreshed_bfmi(data: Any) -> Float[np.ndarray, " chain"]:
 
     is a property of the law: 1 for a Gaussian, 2 at most, and below 0.3 if the tails are so
     heavy, or the levels of phi so far apart, that momentum crosses them slowly. An underdamped walk
-    keeps part of its momentum from draw to draw, so that `arviz.bfmi` of its energies tells of the
-    friction instead. This is the number to hold to NUTS users' threshold, once R-hat and the
-    effective sample size of `lp` are good: Var log f(y) is the chain's own, and a chain that has
-    not mixed has seen too little of it, so that the fraction comes out too high.
+    keeps part of its momentum from draw to draw, so `arviz.bfmi` of its energies measures the
+    friction instead. Compare this number with the NUTS threshold once R-hat and the effective
+    sample size of `lp` are good: Var log f(y) is the chain's estimate, and a chain that has not
+    mixed has seen too little of it, so the fraction comes out too high.
 
     Args:
         data: What `to_arviz` or `stream` returned for a walk.
@@ -157,7 +157,7 @@ def refreshed_bfmi(data: Any) -> Float[np.ndarray, " chain"]:
         One number for each chain.
 
     Raises:
-        ValueError: If data is of something else.
+        ValueError: If data is anything else.
 
     Reference:
         Betancourt, arXiv 1604.00695.
@@ -220,7 +220,7 @@ def from_walk(
     constant_data: Draws | None = None,
     log_likelihood: bool = True,
 ) -> Any:
-    """`to_arviz` of an MCMC that is known to be a walk and to have run, without the warning."""
+    """`to_arviz` for an MCMC known to be a walk that has run, without the warning."""
     import arviz as az
 
     kernel, density = check_walk(mcmc), None
@@ -229,7 +229,7 @@ def from_walk(
     if kernel.model is None:
         named, constants = _of_energy(kernel, own)
     else:
-        # As the kernel sees it: what the model draws by itself is the same at every call.
+        # As the kernel sees it: random draws inside the model are the same at every call.
         mcmc = copy.copy(mcmc)
         mcmc.sampler = kernel.wrap_model(lambda model: seed(model, jax.random.key(0)))
         density = ModelDensity(kernel.model, args, kwargs, kernel.init_strategy)
@@ -257,7 +257,7 @@ def from_walk(
 
 
 def _of_energy(kernel, own):
-    """The names of the dimensions, and what is constant, of a walk on an energy."""
+    """The dimension names and the constants of a walk on an energy."""
     energy, shape = kernel.energy, kernel.energy.event_shape
     constants = {name: np.asarray(getattr(energy, name)) for name in ("sigma", "loc", "scale")}
     if kernel.frozen is not None:
@@ -268,7 +268,7 @@ def _of_energy(kernel, own):
 
 
 def _of_model(model, args, kwargs, sites, own):
-    """The names of the dimensions, and what is constant, of a walk on a model."""
+    """The dimension names and the constants of a walk on a model."""
     sites = {k: v for k, v in sites.items() if v["type"] in ("sample", "deterministic")}
     sampled = {k: v for k, v in sites.items() if v["type"] == "sample"}
     observed = {name: site["value"] for name, site in sampled.items() if site["is_observed"]}
@@ -284,11 +284,11 @@ def _of_model(model, args, kwargs, sites, own):
 
 
 def _site_dims(site):
-    """The dimensions of a site that have names: those of its plates, and of its event if given."""
+    """A site's named dimensions: those of its plates, and of its event if given."""
     frames, shape = site["cond_indep_stack"], jnp.shape(site["value"])
     if site["type"] == "sample":
         batch = len(shape) - site["fn"].event_dim
-    else:  # The rank of its event is not known: the plates come first, where the sizes say so.
+    else:  # The rank of its event is not known: the plates come first, if the sizes match.
         batch = max([-frame.dim for frame in frames], default=0)
         if any(batch > len(shape) or shape[batch + f.dim] != f.size for f in frames):
             return []
@@ -312,7 +312,7 @@ def _numeric_arguments(model, args, kwargs, observed):
             arguments[name] = value
 
     def is_observed(name, value):
-        # By what it is, not by its numbers, which a covariate may share.
+        # By name or identity, not by values, which a covariate may share.
         same = name in observed and jnp.shape(observed[name]) == jnp.shape(value)
         return same or any(value is seen for seen in observed.values())
 
@@ -342,7 +342,7 @@ def _warmup_groups(warmup, num_chains):
     )
     for name, group in groups.items():
         require(isinstance(group, Mapping), f"{text}, got a {type(group).__name__} in it")
-        # Extra fields may be trees, which ArviZ has no place for.
+        # Extra fields may be trees, which ArviZ cannot hold.
         groups[name] = {k: np.asarray(v) for k, v in group.items() if hasattr(v, "shape")}
         for variable, values in groups[name].items():
             got = f"of {num_chains} chains, got {variable!r} of shape {values.shape}"
@@ -351,7 +351,7 @@ def _warmup_groups(warmup, num_chains):
 
 
 def _prior_groups(prior, density, posterior):
-    """The posterior's variables, and with them the jumps, and all others."""
+    """The posterior's variables and their jumps in one group, all others in another."""
     prior = {name: jnp.asarray(values) for name, values in prior.items()}
     if density is not None:
         prior |= jax.lax.map(density.jumps, prior)

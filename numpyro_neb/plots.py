@@ -59,7 +59,7 @@ def denoising(clean: Numbers, noisy: Numbers, jump: Numbers, *, ax: Axes | None 
 
 
 def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
-    """The jumps along each chain: a row a chain, time from left to right.
+    """The jumps along each chain: one row per chain, time from left to right.
 
     Args:
         x: Jumps, of shape (chains, draws, height, width); choose the draws to show, at most 200.
@@ -91,7 +91,7 @@ def walk_jump(x: Numbers, *, ax: Axes | None = None) -> Axes:
 
 
 def recall_paths(paths: Numbers, *, ax: Axes | None = None) -> Axes:
-    """What `memories.follow` saw: a row a cue, from the cue on the left to its memory.
+    """The paths of `memories.follow`: one row per cue, from the cue on the left to its memory.
 
     Args:
         paths: Of shape (cues, times, height, width).
@@ -109,7 +109,7 @@ def recall_paths(paths: Numbers, *, ax: Axes | None = None) -> Axes:
         >>> ax = neb.plots.recall_paths(np.random.default_rng(0).random((3, 6, 8, 8)))
     """
     images = _images("paths", paths, ("cues", "times", "height", "width"))
-    # The scale of the memories: the noise of a cue would make them grey.
+    # Scaled to the memories: a cue's noise would make them grey.
     ax = _grid(images, ax, limits=_range(images[:, -1]))
     height = images.shape[2] + 1
     ax.set_yticks(
@@ -125,7 +125,7 @@ def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None)
 
     Args:
         found: What `memories.find_memories` found, of an event shape (height, width).
-        columns: How many in a row.
+        columns: How many per row.
         ax: Where to draw; new axes by default.
 
     Returns:
@@ -259,12 +259,12 @@ def landscape(
 
 
 def energy_transitions(data: Any, *, ax: Axes | None = None) -> Axes:
-    """The spread of the energy, and what of it a fresh momentum crosses in one draw.
+    """The spread of the energy, and how much of it a fresh momentum crosses in one draw.
 
-    The filled histogram is that of the energy phi(y) + K about its mean, K the kinetic energy of a
-    fresh momentum; the line that of the change K' - K. For a Gaussian they have the same width; if
-    the line is much narrower, the energy's levels are crossed slowly, by the walk
-    and by NUTS. `diagnostics.refreshed_bfmi` is the ratio of their variances. (The transitions that
+    The filled histogram shows the energy phi(y) + K about its mean, with K the kinetic energy of a
+    fresh momentum; the line shows the change K' - K. For a Gaussian both have the same width; if
+    the line is much narrower, the walk and NUTS cross the energy's levels slowly.
+    `diagnostics.refreshed_bfmi` is the ratio of their variances. (The transitions that
     `arviz.plot_energy` draws are those of the walk, which keeps part of its momentum.)
 
     Args:
@@ -275,7 +275,7 @@ def energy_transitions(data: Any, *, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
-        ValueError: If data is of something else.
+        ValueError: If data is anything else.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -305,11 +305,11 @@ def energy_transitions(data: Any, *, ax: Axes | None = None) -> Axes:
 def evaluation(evaluation: Evaluation, *, axes: np.ndarray | None = None) -> np.ndarray:
     """What `evaluate` found: phi, the shares of the prototypes, the widths of the coordinates.
 
-    On the left the histograms of phi at noisy held-out data and at the ends of the walk, which are
-    alike if the energy is right. In the middle the shares of the jumps nearest to each
-    prototype, of the data and of the walk, with two standard errors of their difference; images
-    stand below their bars. On the right the walk's standard deviations of y over the data's: an
-    image, or a point for each coordinate.
+    Left: histograms of phi at noisy held-out data and at the ends of the walk, which agree if the
+    energy is right. Middle: the shares of the jumps nearest to each prototype, of the data and of
+    the walk, with two standard errors of their difference; image prototypes are shown below their
+    bars. Right: the walk's standard deviations of y divided by the data's, as an image or as a
+    point for each coordinate.
 
     Args:
         evaluation: What `evaluate` returned.
@@ -320,7 +320,7 @@ def evaluation(evaluation: Evaluation, *, axes: np.ndarray | None = None) -> np.
 
     Raises:
         TypeError: If evaluation is not an `Evaluation`.
-        ValueError: If axes are not three.
+        ValueError: If axes does not hold three axes.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -404,7 +404,7 @@ def _images(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
 
 
 def _grid(images: np.ndarray, ax: Axes | None, limits: tuple[float, float]) -> Axes:
-    """Draws images of shape (rows, columns, height, width), dark on white, with a seam between."""
+    """Draws images of shape (rows, columns, height, width), dark on white, with gaps between."""
     rows, columns, height, width = images.shape
     if ax is None:
         size = (0.6 * columns + 1.2, 0.6 * rows * height / width + 0.4)
@@ -412,7 +412,7 @@ def _grid(images: np.ndarray, ax: Axes | None, limits: tuple[float, float]) -> A
     canvas = np.full((rows, columns, height + 1, width + 1), np.nan)
     canvas[:, :, :height, :width] = images
     picture = canvas.transpose(0, 2, 1, 3).reshape(rows * (height + 1), columns * (width + 1))
-    low, high = limits  # one scale for all; what lies outside is drawn white or black
+    low, high = limits  # one scale for all; values outside it are drawn white or black
     extent = (0, picture.shape[1], picture.shape[0], 0)
     ax.imshow(picture, cmap="gray_r", vmin=low, vmax=high, extent=extent, interpolation="nearest")
     ax.set_xticks([])

@@ -1,1 +1,1 @@
-"""What several rooms share and no user calls."""
+"""Internals that several folders share; not part of the public API."""

@@ -11,7 +11,7 @@ _EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
 
 @runtime_checkable
 class SupportsArviz(Protocol):
-    """What draws its own ArviZ data, as a `MixtureFit` does."""
+    """An object that draws its own ArviZ data, such as a `MixtureFit`."""
 
     def to_arviz(
         self,
@@ -59,7 +59,7 @@ def from_groups(
 
 
 def add_groups(data: Any, more: Any) -> None:
-    """Adds to ArviZ data the groups of another."""
+    """Adds the groups of `more` to ArviZ data."""
     if _is_first():
         data.extend(more)
     else:

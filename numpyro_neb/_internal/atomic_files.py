@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders whose contents can be told from damaged ones."""
+"""Files written whole or not at all, and folders with checksums that reveal damage."""
 
 import hashlib
 import os
@@ -11,9 +11,9 @@ SUMS = "SHA256SUMS"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary one beside it, which is then renamed."""
+    """Writes a file whole or not at all: to a temporary one next to it, which is then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Whatever has its name, a link out of the folder say, is not written through.
+    # Never write through what already has its name, such as a link out of the folder.
     temporary.unlink(missing_ok=True)
     try:
         with temporary.open("xb") as file:
@@ -32,9 +32,9 @@ def write_sums(folder: Path) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Raises a ValueError that names a file which is not as SHA256SUMS has it.
+    """Raises a ValueError that names a file which does not match SHA256SUMS.
 
-    A folder without one passes: the process was killed before it was written.
+    A folder without one passes: the process was killed before writing it.
     """
     if not (folder / SUMS).exists():
         return
@@ -46,13 +46,13 @@ def check_sums(folder: Path) -> None:
             continue  # what a desktop or a network file system leaves behind, and nothing reads
         require(name in found, f"{name} is missing")
         require(name in stated, f"{name} is not among its {SUMS}")
-        require(found[name] == stated[name], f"the checksum of {name} does not fit")
+        require(found[name] == stated[name], f"the checksum of {name} does not match")
 
 
 def check_plain(folder: Path) -> None:
     """Raises a ValueError if a folder holds anything but files and folders.
 
-    Through a symbolic link one would read or write elsewhere, and at a pipe wait for ever.
+    A symbolic link would be followed elsewhere, and a pipe would block forever.
     """
     for place, folders, names in os.walk(folder):
         for path in (Path(place, name) for name in folders + names):

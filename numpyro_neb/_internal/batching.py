@@ -1,4 +1,4 @@
-"""Functions of one event over any batch: all at once, or in chunks."""
+"""Applies functions of one event over any batch: all at once, or in chunks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def over_batch(
     stack = jnp.shape(energy.sigma)
     batch = jnp.broadcast_shapes(stack, *(check_events("y", v, energy.event_shape) for v in values))
     events = [jnp.broadcast_to(v, (*batch, *energy.event_shape)) for v in values]
-    # The draws' own dimensions are one; each of the energies' keeps its place behind it.
+    # The draws' own dimensions are flattened into one; the energies' dimensions stay behind it.
     own = batch[: len(batch) - len(stack)]
     events = [e.reshape(-1, *e.shape[len(own) :]) for e in events]
     arrays, static = eqx.partition(energy, eqx.is_array)
@@ -53,8 +53,8 @@ def in_chunks(
 ) -> Any:
     """fn(*operands), on `chunk_size` of their rows at a time.
 
-    Between compiled calls, since a loop inside one is slow with convolutions on CPUs. A bar appears
-    where it takes longer than a second.
+    It loops between compiled calls, since a loop inside one is slow with convolutions on CPUs. A
+    bar appears if it takes longer than a second.
 
     Args:
         fn: Maps arrays with a common first dimension to a pytree of arrays with that dimension.
@@ -77,5 +77,5 @@ def in_chunks(
 
 
 def _held(array):
-    """By the host, so that a device keeps no more than the result; not where it is traced."""
+    """Moved to the host, so that a device keeps no more than the result, unless traced."""
     return array if isinstance(array, Tracer) else np.asarray(array)

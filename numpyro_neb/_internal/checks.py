@@ -1,4 +1,4 @@
-"""Checks of arguments, before anything is computed: each error names the argument and what it was.
+"""Argument checks, before anything is computed: each error names the argument and what it was.
 
 Types, dtypes and shapes are checked whether or not a value is traced; values only if they are
 known, so that nothing here prevents `jax.jit`, `jax.vmap` or a derivative.
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 @runtime_checkable
 class SupportsArray(Protocol):
-    """What NumPy makes an array of, such as an `xarray.DataArray`."""
+    """An object that NumPy converts to an array, such as an `xarray.DataArray`."""
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         """The array."""
@@ -46,7 +46,7 @@ def kind(value: Any) -> str:
 def check_type(name: str, value: Any, wanted: Any, what: str) -> None:
     """Raises a TypeError unless a value is an instance of `wanted`, in words `what`.
 
-    `collections.abc.Callable` will do for functions.
+    For functions, `wanted` may be `collections.abc.Callable`.
     """
     require(isinstance(value, wanted), f"{name} must be {what}, got {kind(value)}", TypeError)
 
@@ -63,7 +63,7 @@ def check_key(key: Any, num_chains: int | None = None) -> Array:
 
     Args:
         key: The argument.
-        num_chains: If not None, that many keys will do as well.
+        num_chains: If not None, that many keys are accepted as well.
 
     Raises:
         TypeError: If it is not a key.
@@ -140,7 +140,7 @@ def check_positive(name: str, value: Any, below: float = np.inf, *, scalar: bool
         scalar: Whether it must be a single number.
 
     Returns:
-        A scalar that is known now as a float, anything else as an array.
+        A float for a scalar that is known now, otherwise an array.
 
     Raises:
         TypeError: If it does not hold real numbers.
@@ -161,7 +161,7 @@ def check_positive(name: str, value: Any, below: float = np.inf, *, scalar: bool
 
 
 def as_array(name: str, value: Any) -> Array | np.ndarray:
-    """The array that a value is, of whatever dtype; JAX's own as they are, traced or not.
+    """A value as an array of any dtype; JAX arrays, traced or not, are returned unchanged.
 
     Raises:
         TypeError: If it is not one, such as a list of rows of several lengths.
@@ -176,7 +176,7 @@ def as_array(name: str, value: Any) -> Array | np.ndarray:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {kind(value)}: {error}") from None
-    # JAX takes no other byte order, as files of FITS have.
+    # JAX takes only the native byte order; FITS files have another.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -197,7 +197,7 @@ def check_floats(name: str, value: Any) -> Array | np.ndarray:
 
     Raises:
         TypeError: If it holds anything else: data of ints are often not on the scale that a model
-            of continuous data needs, and nothing is cast in silence.
+            of continuous data needs, and nothing is cast silently.
     """
     array = as_array(name, value)
     advice = ""
@@ -216,7 +216,7 @@ def check_finite(name: str, array: Array | np.ndarray, *, in_jax: bool = False) 
     Args:
         name: The argument's name, for the message.
         array: The argument.
-        in_jax: Whether it goes to JAX, so that what is too large for JAX's default float is wrong.
+        in_jax: Whether it goes to JAX, where values too large for JAX's default float are wrong.
     """
     if not isinstance(array, Tracer):
         dtype = jax.dtypes.canonicalize_dtype(array.dtype) if in_jax else array.dtype
@@ -241,7 +241,7 @@ def check_squares(name: str, array: np.ndarray, unit: float = 1.0) -> None:
 
 
 def rounded(array: Array | np.ndarray, dtype: Any) -> Array | np.ndarray:
-    """An array in another dtype, in which what is too large becomes infinite."""
+    """An array in another dtype, in which values that are too large become infinite."""
     with np.errstate(over="ignore"):
         return array.astype(dtype, copy=False)
 
@@ -271,13 +271,13 @@ def finite_on_host(name: str, value: Any, *, in_jax: bool = False) -> Float[np.n
 
 
 def check_result(name: str, out: Any, shape: tuple[int, ...], hint: str = "") -> None:
-    """Raises a ValueError unless what a function returned, or would return, are floats of a shape.
+    """Raises a ValueError unless a function's result, computed or abstract, is floats of a shape.
 
     Args:
         name: The function's name among the arguments.
         out: An array, traced or not, or its `jax.ShapeDtypeStruct`.
         shape: The shape that it must have.
-        hint: More to say.
+        hint: More text for the message.
     """
     got = getattr(out, "shape", type(out).__name__)
     require(got == shape, f"{name} must return an array of shape {shape}, got {got}{hint}")
@@ -297,11 +297,11 @@ def check_network(
 
     Args:
         name: The function's name among the arguments.
-        fn: The function; if it is a module, shapes will do for its arrays.
+        fn: The function; if it is a module, its arrays may be shapes.
         event_shape: The shape of one event.
         shape: The shape of what it must return.
         dtype: That of the event.
-        hint: What to add if the shape is another one.
+        hint: What to add to the message if the shape differs.
 
     Raises:
         TypeError: If `fn` is not callable.
@@ -322,7 +322,7 @@ _REPR.maxstring = _REPR.maxother = 60
 
 
 def short(value: Any) -> str:
-    """What a file says, fit for an error: neither long nor able to steer a terminal."""
+    """Text from a file, safe to show in an error: short, and unable to control a terminal."""
     return _REPR.repr(value)
 
 

@@ -1,7 +1,7 @@
-"""Configurations: what a file says of an energy or a network, and what is built from it again.
+"""Configurations: how a file describes an energy or a network, and how it is rebuilt from that.
 
-A class states its own where it is defined, with `configured`. A configuration may be somebody
-else's: only the classes so stated are constructed, and none of their subclasses, with shapes in
+A class states its own with `configured`, where it is defined. A configuration may come from
+anybody: only classes stated in this way are constructed, not their subclasses, with shapes in
 place of arrays, once each word is what it must be and no size is larger than the file.
 """
 
@@ -23,7 +23,7 @@ _Class = TypeVar("_Class", bound=type)
 
 
 class UnknownModuleError(Exception):
-    """A module that no stated class makes."""
+    """A module whose class is not stated."""
 
 
 class Word(NamedTuple):
@@ -31,7 +31,7 @@ class Word(NamedTuple):
 
     Attributes:
         what: What it must be, for messages.
-        fits: Whether a value from a file is that.
+        fits: Whether a value from a file is valid.
         read: Maps that value to the constructor's argument.
         write: Maps the module's field to that value, or to None if no file can hold it.
     """
@@ -52,7 +52,7 @@ class Values(Enum):
 
 
 class _Stated(NamedTuple):
-    """What `configured` was told of a class."""
+    """What `configured` was told about a class."""
 
     cls: type
     words: Mapping[str, Word]
@@ -76,20 +76,20 @@ def configured(
 ) -> Callable[[_Class], _Class]:
     """States how files describe the instances of a class, and how to build one again.
 
-    A subclass is another class, and states its own. What a file lacks takes the constructor's
-    default, so that a word can be added later.
+    A subclass must state its own. Words missing from a file take the constructor's defaults, so
+    words can be added later.
 
     Args:
-        name: The class in files. Once files have it, it stays.
+        name: The class's name in files. It must not change once files contain it.
         words: The constructor's arguments that files hold, in their order there.
-        arrays: What the arrays must be whose values a constructor checks, by their paths in the
-            module.
+        arrays: For the arrays whose values a constructor checks, by their paths in the module,
+            what these must be.
         make: What to call with the words and those of `arrays` that the file has, as shapes: by
-            default the class. An argument `key` is given one.
-        fields: The values of the words in an instance; a word that it lacks means that files can't
-            describe this one.
+            default the class. If it has an argument `key`, it is given one.
+        fields: The values of the words in an instance; a missing word means that files can't
+            describe this instance.
         extent: From the arguments of `make`: a number of layers, each of which has an array, and
-            sizes by word, each of which is no larger than the numbers of all the arrays. Needed if
+            sizes by word, none larger than the count of numbers in all arrays. Needed if
             the constructor loops, or makes anything that is not an array.
 
     Returns:
@@ -118,7 +118,7 @@ def rebuilt(config: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     """The module with shapes in place of arrays: nothing of the stated size is allocated.
 
     Args:
-        config: What `describe` gave, or somebody's forgery of it.
+        config: What `describe` returned, or a forgery of it.
         tensors: The arrays of the file that it is in.
 
     Raises:
@@ -130,7 +130,7 @@ def rebuilt(config: Any, tensors: Mapping[str, np.ndarray]) -> Any:
 
 
 def wrong_values(config: Any, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    """The arrays that no constructor would have made, and what each of them is.
+    """The arrays that no constructor would have made, and what is wrong with each.
 
     Args:
         config: A configuration that `rebuilt` has built.
@@ -197,14 +197,14 @@ def _check_in_file(layers, sizes, arrays):
 
 
 def _inside(word, arrays):
-    """Those of the arrays that lie in the field of that name, by their paths in it."""
+    """The arrays inside the field of that name, by their paths in it."""
     start = f"{word}."
     return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
-# Of modules inside each other, so that a file of few bytes does not ask for thousands.
+# Limits nested modules, so that a file of few bytes cannot ask for thousands.
 _DEEPEST = 8
-# An array's indices are 32-bit numbers, and NumPy's arrays have at most 32 dimensions or 64.
+# An array's indices are 32-bit numbers, and NumPy's arrays have at most 32 or 64 dimensions.
 _LARGEST_SIZE, _LARGEST_RANK = 2**31 - 1, 32
 
 

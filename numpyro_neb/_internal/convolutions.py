@@ -19,10 +19,10 @@ def as_matrix_products(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The same function, with its convolutions evaluated as slices and matrix products.
 
     XLA:CPU runs a convolution several times slower inside a compiled loop (`jax.lax.scan`,
-    `while_loop`, `fori_loop`) than outside; a matrix product is as quick in both. Convolutions of
+    `while_loop`, `fori_loop`) than outside; a matrix product is as fast in both. Convolutions of
     any dimension, stride, padding, dilation, grouping and layout are replaced, also inside
     `jax.jit` and `jax.checkpoint`. Those inside `fn`'s own loops and conditionals, and those inside
-    functions with derivatives of their own (`jax.custom_jvp`, `jax.custom_vjp`), stay as they are.
+    functions with custom derivatives (`jax.custom_jvp`, `jax.custom_vjp`), stay as they are.
 
     Args:
         fn: A function of arrays, or of pytrees of arrays, that JAX can trace.
@@ -53,7 +53,7 @@ def as_matrix_products(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def for_compiled_loops(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`as_matrix_products(fn)` where JAX's default backend is the CPU, `fn` itself elsewhere."""
+    """`as_matrix_products(fn)` if JAX's default backend is the CPU, otherwise `fn` itself."""
     return as_matrix_products(fn) if jax.default_backend() == "cpu" else fn
 
 
@@ -104,7 +104,7 @@ def _evaluate_equation(eqn: Any, args: list[Any]) -> Sequence[Any]:
             inner = jax.checkpoint(inner, **kept)
         return inner(*args)
     bound = eqn.primitive.get_bind_params(eqn.params)
-    # Up to JAX 0.8 the functions among the parameters come apart from the others.
+    # Up to JAX 0.8 the functions among the parameters come separately from the others.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     out = eqn.primitive.bind(*functions, *args, **params)
     return out if eqn.primitive.multiple_results else [out]
@@ -126,7 +126,7 @@ def _convolve(
     taps = tuple(product(*map(range, rhs.shape[:-2])))
     x = lhs.reshape(*lhs.shape[:-1], groups, -1)
     kernel = rhs.reshape(len(taps), rhs.shape[-2], groups, -1)
-    # The array between the product and the slices is the large one: the order that keeps it small.
+    # The array between product and slices is the large one: choose the order that keeps it small.
     if prod(lhs.shape[1:-1]) * rhs.shape[-1] < prod(out_size) * lhs.shape[-1]:
         out = _product_then_shifts(x, kernel, taps, out_size, params)
     else:
@@ -158,7 +158,7 @@ def _pad(x, params):
 
 
 def _window(x, tap, out_size, params):
-    """The entries of x that one tap of the kernel meets."""
+    """The entries of x that one tap of the kernel multiplies."""
     strides = params["window_strides"]
     starts = [t * dilation for t, dilation in zip(tap, params["rhs_dilation"], strict=True)]
     limits = [

@@ -45,7 +45,7 @@ def check_rows(
 
 
 def as_event(y: Any, event_shape: tuple[int, ...]) -> Float[Array, "*event"]:
-    """One unbatched event of floats, of whatever width.
+    """One unbatched event of floats of any width.
 
     Raises:
         TypeError: If it does not hold floats.
@@ -63,7 +63,7 @@ def as_event(y: Any, event_shape: tuple[int, ...]) -> Float[Array, "*event"]:
 def checked_events(
     name: str, value: Any, energy: Any, rows: str | None = None
 ) -> Array | np.ndarray:
-    """Events over any batch, where and as they are given.
+    """Events over any batch, checked but neither moved nor cast.
 
     Args:
         name: The argument's name, for the message.
@@ -73,7 +73,7 @@ def checked_events(
 
     Raises:
         TypeError: If value does not hold floats.
-        ValueError: If it has another shape, or if what is known of it now is not finite.
+        ValueError: If it has another shape, or if it is known now and not finite.
     """
     if rows is None:
         array = check_floats(name, value)
@@ -85,12 +85,12 @@ def checked_events(
 
 
 def as_events(name: str, value: Any, energy: Any, rows: str | None = None) -> Float[Array, "..."]:
-    """`checked_events` on the device, in the dtype in which the energy answers."""
+    """`checked_events` on the device, in the dtype of the energy's results."""
     return in_dtype_of(energy, checked_events(name, value, energy, rows))
 
 
 def in_dtype_of(energy: Any, y: Array | np.ndarray) -> Float[Array, "..."]:
-    """Data in the dtype in which the energy answers: float16 data are computed in the energy's."""
+    """Data in the dtype of the energy's results: float16 data are computed in the energy's."""
     sigma = getattr(energy, "sigma", energy.loc)
     # Not result_type of both: sigma = jnp.asarray(0.5) is weakly typed, and would give way.
     dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(y.dtype), jnp.result_type(sigma))

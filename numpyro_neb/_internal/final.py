@@ -8,7 +8,7 @@ import equinox as eqx
 class AbstractOrFinal(eqx.Module):
     """A module whose subclasses marked `typing.final` can't be subclassed.
 
-    A subclass of an exact energy that changes phi would keep its parent's posterior without a word.
+    A subclass of an exact energy that changes phi would silently keep its parent's posterior.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

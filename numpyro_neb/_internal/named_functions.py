@@ -78,7 +78,7 @@ def _is_named(leaf: Any) -> bool:
 
 
 class Picklable(eqx.Module):
-    """A module that pickles whatever functions of jax.nn and jax.numpy are among its leaves."""
+    """A module that pickles even with functions of jax.nn or jax.numpy among its leaves."""
 
     def __getstate__(self) -> dict[str, Any]:
         # jax.nn's activations do not pickle (each is a compiled wrapper that answers to the name of

@@ -1,4 +1,4 @@
-"""What NumPyro's `MCMC` keeps under private names, and what it asks of a kernel under one."""
+"""Access to private attributes of NumPyro's `MCMC`, and one that it looks for in a kernel."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def collected_fields(mcmc: MCMC) -> Any:
 def set_run(
     mcmc: MCMC, fields: dict[str, Any], last_state: Any, args: tuple, kwargs: dict[str, Any]
 ) -> None:
-    """Makes an MCMC one that has run.
+    """Turns an MCMC into one that has run.
 
     Args:
         mcmc: The MCMC; it must not have run.

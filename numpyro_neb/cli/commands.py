@@ -24,26 +24,26 @@ from numpyro_neb.energies.base import trainable
 _DATA = "a .npy file of floats, of shape (n, *event_shape)"
 _TRAIN = """\
 Trains an energy on a file of clean examples and writes it as safetensors: first by denoising, then
-by maximum likelihood, which gives each part of the data its weight. To denoise alone, the first
-will do: --likelihood-steps 0. The file is read as it is needed, so it may be larger than memory.
-Killed or stopped by Ctrl-C, the same command goes on where its newest checkpoint was, if there are
-checkpoints: pip install 'numpyro-neb[checkpoints]'.
+by maximum likelihood, which gives each part of the data its weight. For denoising alone the first
+stage is enough: --likelihood-steps 0. The file is read as needed, so it may be larger than memory.
+After a kill or Ctrl-C, the same command resumes from its newest checkpoint, if it keeps any:
+pip install 'numpyro-neb[checkpoints]'.
 
   python -m numpyro_neb train digits.npy --sigma auto --out energy.safetensors
   python -m numpyro_neb train photos.npy --sigma 0.2 --network unet --out photos.safetensors
 """
 _SAMPLE = """\
-Walk-jump sampling. Where --out ends in .zarr the draws are written as they come: killed or stopped
-by Ctrl-C, the same command goes on where it was, with the same draws, and the store opens at any
-moment. Else they are written as NetCDF in the end. posterior/y is the walk, posterior/x the jumps.
+Walk-jump sampling. If --out ends in .zarr, draws are written as they come: after a kill or Ctrl-C
+the same command resumes where it stopped, with the same draws, and the store opens at any moment.
+Otherwise they are written as NetCDF at the end. posterior/y is the walk, posterior/x the jumps.
 
   python -m numpyro_neb sample energy.safetensors --out draws.nc
   python -m numpyro_neb sample energy.safetensors --draws 1000000 --out draws.zarr
 """
 
 _EVALUATE = """\
-Is the energy right? Prints a verdict and a table: whether its walk can be told from noisy held-out
-examples and how, its log-likelihood and its denoising, compared with a Gaussian's and, with
+Is the energy right? Prints a verdict and a table: whether and how its walk differs from noisy
+held-out examples, its log-likelihood and its denoising, compared with a Gaussian's and, with
 --train, the kernel density's.
 
   python -m numpyro_neb evaluate energy.safetensors held_out.npy --train train.npy --out found.png
@@ -57,7 +57,7 @@ def add_commands(commands: Any) -> None:
     _add_others(commands)
     for name in ("train", "evaluate", "sample"):
         commands.choices[name].add_argument(
-            "--seed", type=int, default=0, help="of all random numbers (0)"
+            "--seed", type=int, default=0, help="for all random numbers (0)"
         )
 
 
@@ -74,30 +74,30 @@ def _add_train(commands):
     )
     train.add_argument("--out", type=Path, required=True, help="the file to write")
     train.add_argument("--network", choices=("mlp", "unet"), default="mlp")
-    train.add_argument("--width", type=int, default=256, help="of an mlp's layers (256)")
-    train.add_argument("--depth", type=int, default=3, help="an mlp's hidden layers (3)")
+    train.add_argument("--width", type=int, default=256, help="of the mlp's layers (256)")
+    train.add_argument("--depth", type=int, default=3, help="hidden layers of the mlp (3)")
     train.add_argument(
-        "--channels", type=int, nargs="+", default=[24, 48], help="of a U-Net's levels (24 48)"
+        "--channels", type=int, nargs="+", default=[24, 48], help="of the U-Net's levels (24 48)"
     )
     train.add_argument("--steps", type=int, default=5000, help="of denoising (5000)")
     train.add_argument(
         "--likelihood-steps", type=int, default=1000, help="of maximum likelihood, or 0 (1000)"
     )
-    train.add_argument("--chains", type=int, default=128, help="of maximum likelihood (128)")
-    train.add_argument("--batch", type=int, default=128, help="examples in a step (128)")
-    train.add_argument("--learning-rate", type=float, default=1e-3, help="Adam's first (0.001)")
+    train.add_argument("--chains", type=int, default=128, help="for maximum likelihood (128)")
+    train.add_argument("--batch", type=int, default=128, help="examples per step (128)")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="Adam's initial (0.001)")
     train.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW (0)")
     train.add_argument(
         "--held-out", type=float, default=0.05, help="the share kept for validation (0.05)"
     )
-    train.add_argument("--checkpoints", type=Path, help="a folder (OUT.checkpoints, then deleted)")
+    train.add_argument("--checkpoints", type=Path, help="folder (OUT.checkpoints, deleted at end)")
     train.set_defaults(run=_train)
 
 
 def _add_evaluate(commands):
     evaluate = commands.add_parser(
         "evaluate",
-        help="whether an energy is right: its walk, density and jumps against held-out examples",
+        help="check an energy: its walk, density and jumps against held-out examples",
         description=_EVALUATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -106,7 +106,7 @@ def _add_evaluate(commands):
     evaluate.add_argument("--train", type=Path, help="the examples it was trained on, a .npy file")
     evaluate.add_argument("--out", type=Path, help="the picture to write, evaluation.png say")
     evaluate.add_argument("--num-steps", type=int, default=2000, help="of each chain (2000)")
-    evaluate.add_argument("--pairs", type=int, default=1000, help="examples at most (1000)")
+    evaluate.add_argument("--pairs", type=int, default=1000, help="most examples used (1000)")
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -118,12 +118,12 @@ def _add_others(commands):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _energy_and_out(sample, "draws.nc or draws.zarr")
-    sample.add_argument("--chains", type=int, default=4, help="(4)")
-    sample.add_argument("--draws", type=int, default=1000, help="of each chain (1000)")
-    sample.add_argument("--warmup", type=int, default=100, help="draws left out at first (100)")
-    sample.add_argument("--num-steps", type=int, default=20, help="of the walk in a draw (20)")
+    sample.add_argument("--chains", type=int, default=4, help="how many (4)")
+    sample.add_argument("--draws", type=int, default=1000, help="per chain (1000)")
+    sample.add_argument("--warmup", type=int, default=100, help="draws discarded first (100)")
+    sample.add_argument("--num-steps", type=int, default=20, help="of the walk per draw (20)")
     sample.add_argument(
-        "--draws-per-write", type=int, default=100, help="of each chain, to a .zarr (100)"
+        "--draws-per-write", type=int, default=100, help="per chain, to a .zarr (100)"
     )
     sample.set_defaults(run=_sample)
 
@@ -139,16 +139,16 @@ def _add_others(commands):
         "recall",
         help="follow cues to the energy's memories",
         description="The gradient flow from each cue. Writes .npz: attractors, energies, stable, "
-        "converged, curvatures, a row a cue.",
+        "converged, curvatures, one row per cue.",
     )
     _energy_and_out(recall, "memories.npz", "cues")
     recall.set_defaults(run=_recall)
 
     info = commands.add_parser(
         "info",
-        help="what an energy is, or how far apart data lie",
-        description="Of an energy: its form, sigma, event shape and size. Of a .npy file: its "
-        "shape, the overlaps of its i-spheres, and what they say of sigma.",
+        help="describe an energy, or how far apart data lie",
+        description="For an energy: its form, sigma, event shape and size. For a .npy file: its "
+        "shape, the overlaps of its i-spheres, and what they say about sigma.",
     )
     info.add_argument("file", type=Path, metavar="FILE")
     info.set_defaults(run=_info)
@@ -174,7 +174,7 @@ def _train(arguments):
     key_network, key = jax.random.split(jax.random.key(arguments.seed))
     network, shape = _network(arguments, data.shape[1:], key_network), data.shape[1:]
     loc, scale = train.mean(0, dtype=np.float64), float(train.std(dtype=np.float64))
-    check_finite("data", loc)  # of a file that need not fit in memory: NaN is in the mean as well
+    check_finite("data", loc)  # the file need not fit in memory: a NaN shows in the mean too
     energy = neb.ResidualEnergy(network, sigma, shape, loc=loc.astype(np.float32), scale=scale)
     print(f"{len(train):,} examples of shape {shape}, {num_held_out:,} held out")
     print(f"sigma = {sigma:.4g}")
@@ -189,7 +189,7 @@ def _train(arguments):
         print(f"raw noise: {sigma**2:.4g}")
     print(f"written: {arguments.out}")
     if arguments.likelihood_steps:
-        print("is it right? python -m numpyro_neb evaluate, on examples that it never saw, says so")
+        print("is it right? run python -m numpyro_neb evaluate on examples that it has not seen")
 
 
 def _both_stages(arguments, energy, key, folder, train, held_out):
@@ -197,7 +197,7 @@ def _both_stages(arguments, energy, key, folder, train, held_out):
     schedule = optax.cosine_decay_schedule(arguments.learning_rate, arguments.steps)
     kept = lambda stage: None if folder is None else folder / stage  # noqa: E731
     common = {"batch_size": arguments.batch}
-    # `fit` splits its own key in the same way: these are further on in the sequence.
+    # `fit` splits its own key in the same way: these come later in the sequence.
     key_likelihood, key_loss = jax.random.split(key, 5)[3:]
     result = neb.fit(
         energy,
@@ -226,7 +226,7 @@ def _both_stages(arguments, energy, key, folder, train, held_out):
 
 
 def _checkpoints(arguments):
-    """The folder for checkpoints; None if nobody asked for one and orbax is not installed."""
+    """The folder for checkpoints; None if none was requested and orbax is not installed."""
     if arguments.checkpoints is not None:
         return arguments.checkpoints
     try:
@@ -235,7 +235,7 @@ def _checkpoints(arguments):
         installed = False
     if not installed:
         install = "pip install 'numpyro-neb[checkpoints]'"
-        print(f"no checkpoints, so if it is killed or stopped it has to begin again: {install}")
+        print(f"no checkpoints, so if killed or stopped it has to start over: {install}")
         return None
     return arguments.out.with_name(f"{arguments.out.name}.checkpoints")
 
@@ -306,8 +306,8 @@ def _run_at_once(mcmc, key, out):
     try:
         mcmc.run(key)
     except KeyboardInterrupt:
-        text = "sample was stopped and nothing is written: with --out draws.zarr, draws are kept as"
-        print(f"\n{text} they come, and the same command goes on", file=sys.stderr)
+        text = "sample was stopped and wrote nothing: with --out draws.zarr, draws are kept as"
+        print(f"\n{text} they come, and the same command resumes", file=sys.stderr)
         raise
     data = neb.to_arviz(mcmc)
     temporary = out.with_name(f".{out.name}.tmp")
@@ -352,7 +352,7 @@ def _info(arguments):
     network = getattr(energy, "network", None)
     kind = f" of a network {type(network).__name__}" if network is not None else ""
     print(f"{type(energy).__name__}{kind}, event shape {energy.event_shape}")
-    if isinstance(energy, neb.ConditionalEnergy):
+    if not energy.one_level:
         print(f"sigma from {energy.sigma_range[0]:.4g} to {energy.sigma_range[1]:.4g}")
     else:
         print(f"sigma {float(energy.sigma):.4g}")
@@ -372,11 +372,11 @@ def _array(path):
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f"{path} is no .npy file of numbers: {error}") from None
+        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code: 0, 1 with a sentence, or 130 after Ctrl-C."""
+    """Runs the command; returns the exit code: 0, 1 with a message, or 130 after Ctrl-C."""
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
-"""The demo: the whole way through on handwritten digits."""
+"""The demo: the whole workflow on handwritten digits."""
 
 import warnings
 from pathlib import Path
 from typing import Any
 
-# ArviZ 0.23 announces its successor on import; that is no news to who reads this output.
+# ArviZ 0.23 announces its successor on import, which does not concern the demo's reader.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz as az
@@ -22,7 +22,7 @@ _NUM_HELD_OUT = 297
 
 
 def demo(out: Path) -> None:
-    """Trains on the digits, walks, jumps, prints what came of it and writes it to `out`."""
+    """Trains on the digits, walks, jumps, prints the results and writes them to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     train, held_out = _digits()
     print(f"{len(train)} handwritten digits of 8 x 8 pixels, {len(held_out)} more held out")
@@ -83,7 +83,7 @@ def _train(train, held_out):
         validation_data=held_out,
     ).energy
     print("and by maximum likelihood, with 128 chains of the walk: a gap near 0 is right")
-    # Without validation data: `evaluate` comes next, and log Z at each validation has its price.
+    # Without validation data: `evaluate` comes next, and log Z at each validation is costly.
     return neb.fit(
         energy,
         train,

@@ -1,4 +1,4 @@
-"""The parser of the command line, and what runs its commands."""
+"""The command-line parser, and the function that runs its commands."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     demo_parser = commands.add_parser(
         "demo",
         help="train on scikit-learn's handwritten digits, walk, jump, and look at it in ArviZ",
-        description="The whole way through on 1,797 handwritten digits; two to three minutes.",
+        description="The whole workflow on 1,797 handwritten digits; two to three minutes.",
     )
     demo_parser.add_argument(
         "--out", type=Path, default=Path("demo-output"), help="folder for what it writes"
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command != "demo":
         return run(arguments)
     try:
-        # ArviZ and matplotlib take seconds to load: not for everybody's --help.
+        # ArviZ and matplotlib take seconds to load: too slow for every --help.
         from numpyro_neb.cli.demo import demo
 
         demo(arguments.out)

@@ -1,4 +1,4 @@
-"""Is the energy right? Its walk, its density and its jumps against held-out data."""
+"""Checks an energy against held-out data: its walk, its density and its jumps."""
 
 from numpyro_neb.evaluation.baselines import Baseline
 from numpyro_neb.evaluation.measurement import evaluate

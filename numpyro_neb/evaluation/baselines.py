@@ -1,4 +1,4 @@
-"""What an energy is judged beside: a Gaussian with its linear denoiser, and the kernel density."""
+"""Baselines for an energy: a Gaussian with its linear denoiser, and the kernel density."""
 
 from math import prod
 from typing import Any, NamedTuple
@@ -14,17 +14,17 @@ from numpyro_neb.energies.mixture import MixtureEnergy
 
 
 class Baseline(NamedTuple):
-    """Another law of the same data, at the same noisy points.
+    """A baseline density of the same data, evaluated at the same noisy points.
 
     Attributes:
         denoising_loss: E norm(x - x_hat(y))^2 of its posterior mean.
-        denoising_gain: Its denoising loss less that of the energy: above zero where the energy
-            denoises better.
+        denoising_gain: Its denoising loss minus the energy's: positive if the energy denoises
+            better.
         denoising_gain_error: Its standard error over the examples.
-        log_likelihood: The mean of its log f(y), in nats.
-        log_likelihood_gain: That of the energy less this one: above zero where the energy is the
-            better density.
-        log_likelihood_gain_error: Its standard error, over the examples and of log Z.
+        log_likelihood: Its mean log f(y), in nats.
+        log_likelihood_gain: The energy's log-likelihood minus this one: positive if the energy is
+            the better density.
+        log_likelihood_gain_error: Its standard error, from the examples and from log Z.
     """
 
     denoising_loss: float
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class Look(NamedTuple):
-    """phi and the jump at points of any batch, so many at a time."""
+    """Evaluates phi and the jump at points of any batch shape, in chunks."""
 
     chunk_size: int
     progress_bar: bool
@@ -58,12 +58,12 @@ class Look(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """An energy at noisy examples, where others are judged as well.
+    """An energy's results at noisy examples, at which the baselines are evaluated too.
 
     Attributes:
         x: The examples, of shape (n, *event_shape).
-        noisy: Copies of them with noise, of shape (copies, n, *event_shape).
-        log_density: log f at the noisy ones, of shape (copies, n).
+        noisy: Noisy copies of them, of shape (copies, n, *event_shape).
+        log_density: log f at the noisy copies, of shape (copies, n).
         squares: norm(x - x_hat(y))^2, of shape (copies, n).
         log_z_error: The standard error of log Z.
     """
@@ -82,17 +82,17 @@ def squares(x: np.ndarray, jump: np.ndarray) -> np.ndarray:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """That of the mean of independent values."""
+    """The standard error of the mean of independent values."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def baselines(
     judged: Judged, sigma: Any, train: np.ndarray | None, look: Look, notes: list[str]
 ) -> dict[str, Baseline | None]:
-    """The Gaussian N(mean, C + sigma^2 I), and the kernel density of `train` where there is one.
+    """The Gaussian N(mean, C + sigma^2 I), and the kernel density of `train` if given.
 
-    Mean and covariance are those of `train`, or, without it, of the half of the examples that an
-    example is not in. What is left out is said in `notes`.
+    Mean and covariance are those of `train`. Without it, each half of the examples is judged with
+    those of the other half. `notes` records what is left out.
     """
     n, d = len(judged.x), prod(judged.x.shape[1:])
     found: dict[str, Baseline | None] = {"gaussian": None, "kernel_density": None}
@@ -132,7 +132,7 @@ def _gaussian(x, sigma):
     """X ~ N(mean, C) as a mixture of one component."""
     flat = x[:20_000].reshape(len(x[:20_000]), -1).astype(float)
     mean = flat.mean(0)
-    # What is added keeps rounding in float32 from making of a zero eigenvalue a negative one.
+    # The added term keeps float32 rounding from turning a zero eigenvalue negative.
     covariance = np.atleast_2d(np.cov(flat, rowvar=False)) + 1e-4 * float(sigma) ** 2 * np.eye(
         len(mean)
     )

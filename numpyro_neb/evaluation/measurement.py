@@ -1,4 +1,4 @@
-"""Is the energy right? Its walk, its density and its jumps against held-out data."""
+"""Evaluates an energy against held-out data: its walk, its density and its jumps."""
 
 import warnings
 from math import prod
@@ -45,49 +45,49 @@ def evaluate(
     chunk_size: int = 512,
     progress_bar: bool = True,
 ) -> Evaluation:
-    r"""Is the energy right? Compares what it says, and where its walk goes, with held-out data.
+    r"""Is the energy right? Compares its values, and where its walk goes, with held-out data.
 
-    Of the n held-out examples x_i, at most `num_pairs` chosen at random, it makes noisy ones
-    y_i = x_i + sigma eps, and from each walks a chain of its own, `num_steps` steps, to y'_i.
+    From n held-out examples x_i, at most `num_pairs` chosen at random, it makes noisy ones
+    y_i = x_i + sigma eps. From each y_i a separate chain walks `num_steps` steps, to y'_i.
 
-    **The test.** If exp(-phi) is the law of the noisy data, y_i is a draw of the law that the walk
-    leaves as it is, and the walk is reversible (up to the sign of its velocity). So (y_i, y'_i) and
-    (y'_i, y_i) have one law: the pair is exchangeable, *whether or not the chain mixes*, and pairs
-    are independent of one another. `p_value` is that of a kernel two-sample test of the y' against
-    the y, on themselves and on their jumps, by swaps within pairs: see `two_sample.paired_test`.
+    **The test.** If exp(-phi) is the law of the noisy data, y_i is a draw from the walk's
+    stationary law, and the walk is reversible (up to the sign of its velocity). So (y_i, y'_i) and
+    (y'_i, y_i) have the same law: the pair is exchangeable, *whether or not the chain mixes*, and
+    the pairs are independent. `p_value` comes from a kernel two-sample test of the y' against the
+    y, on the points and on their jumps, by swaps within pairs: see `two_sample.paired_test`.
     Correlated draws of one chain never enter. The p-value is exact at any number of steps for
-    `GHMC` and `MALA`. `BAOAB` has a small bias, and velocities of another law than N(0, I): take 20
-    steps or more. What the number of steps decides is the power: after too few of them y'_i is
-    still close to y_i, and a wrong energy goes unnoticed. `r_hat` and `memory` show that, and the
-    verdict is then "untested", never "right". A level at which modes are not crossed in 10,000
-    steps will not be crossed in 100,000: it takes several noise levels to weigh such modes.
+    `GHMC` and `MALA`. `BAOAB` has a small bias, and its velocities are not N(0, I): take 20 steps
+    or more. The number of steps decides the power: after too few, y'_i is still close to y_i, and
+    a wrong energy goes unnoticed. `r_hat` and `memory` show that, and the verdict is then
+    "untested", never "right". Modes that the walk does not cross in 10,000 steps it will not cross
+    in 100,000 either: weighing such modes takes several noise levels.
 
-    **What it is compared with.** The best linear denoiser and its Gaussian, N(mean, C + sigma^2 I),
-    with the mean and covariance of at most 20,000 rows of `train`. Without `train` they are those
-    of half of the held-out examples, judged on the other half, without shrinkage: a weak rival if
-    there are not many more examples than coordinates. With `train` there is also its kernel
-    density, `MixtureEnergy(train, sigma)`. All are judged at the same noisy points.
+    **The baselines.** The best linear denoiser and its Gaussian, N(mean, C + sigma^2 I), with the
+    mean and covariance of at most 20,000 rows of `train`. Without `train` they are those of half of
+    the held-out examples, judged on the other half, without shrinkage: a weak baseline unless there
+    are many more examples than coordinates. With `train` there is also its kernel density,
+    `MixtureEnergy(train, sigma)`. All are judged at the same noisy points.
 
-    A right energy is not refuted by n examples; it is not proven by them either. `Evaluation` says
-    what each number means; printed, it is a table with a verdict.
+    The verdict "right" means that n examples do not refute the energy; they cannot prove it.
+    `Evaluation` says what each number means; printed, it is a table with a verdict.
 
-    Memory grows as num_pairs^2 and as chunk_size times what the network needs for one event. Of
-    `train` at most 5e7 numbers are read, of the held-out examples those that are chosen, so that
-    both may be arrays on disk.
+    Memory grows as num_pairs^2 and as chunk_size times what the network needs for one event. At
+    most 5e7 numbers of `train` are read, and only the chosen held-out examples, so both may be
+    arrays on disk.
 
     Args:
         energy: One energy at one noise level.
         held_out: Clean examples that the energy has not seen, independent of one another, of shape
             (n, *event_shape), at least 20.
         key: A JAX random key; the same key gives the same result.
-        train: The examples that it was trained on, for comparison, of the same event shape.
+        train: The examples the energy was trained on, for comparison, of the same event shape.
         integrator: The step of the walk.
         num_steps: Steps of each chain, one gradient each.
-        num_pairs: The most held-out examples to use, at least 20.
-        num_swaps: Of the permutation test: the smallest p-value is 1 / (1 + num_swaps).
-        num_particles: Of `log_normalizer`.
-        num_temperatures: Of `log_normalizer`.
-        chunk_size: How many points or chains are worked on at once.
+        num_pairs: The maximum number of held-out examples to use, at least 20.
+        num_swaps: Swaps in the permutation test: the smallest p-value is 1 / (1 + num_swaps).
+        num_particles: For `log_normalizer`.
+        num_temperatures: For `log_normalizer`.
+        chunk_size: How many points or chains are processed at once.
         progress_bar: Whether to show tqdm bars.
 
     Returns:
@@ -134,7 +134,7 @@ def evaluate(
     noisy = _noisy(energy, x, key_noise)
     data = look(energy, noisy)
     if not all(np.all(np.isfinite(values)) for values in data):
-        raise FloatingPointError("energy must be finite at noisy held-out examples, and its jumps")
+        raise FloatingPointError("energy and its jumps must be finite at noisy held-out examples")
     log_z, log_z_error = _log_z(energy, key_z, settings, progress_bar, notes)
     judged = Judged(x, noisy, -data.phi - log_z, squares(x, data.jump), log_z_error)
     walked = _walk(energy, integrator, noisy[0], key_walk, num_steps, chunk_size, progress_bar)
@@ -158,24 +158,22 @@ def evaluate(
     )
 
 
-_AT_REST = (
-    "integrator must start with velocities of its own law, initial_velocity='gaussian', got 'zero'"
-)
+_AT_REST = "integrator must start with random velocities, initial_velocity='gaussian', got 'zero'"
 _FEWEST = 20
 _MOST_NUMBERS = 50_000_000
 _NUM_RECORDED = 64  # chains
-_NUM_DRAWS = 100  # of each of them
+_NUM_DRAWS = 100  # of each recorded chain
 
 
 class _Walked(NamedTuple):
-    """Where the chains ended, and what was recorded of some on the way.
+    """Where the chains ended, and what some of them recorded on the way.
 
     Attributes:
         y: The ends, of shape (n, *event_shape).
-        finite: Which of them are.
+        finite: Which ends are finite.
         trace: y, of shape (chains, draws, coordinates).
         phi_trace: phi, of shape (chains, draws).
-        squared_velocity: Its mean in the second half; None for an overdamped walk.
+        squared_velocity: The mean over the second half; None for an overdamped walk.
     """
 
     y: np.ndarray
@@ -190,9 +188,9 @@ def _seed(key):
 
 
 def _chosen(name, data, shape, most, rng, least=1):
-    """At most so many of the examples, in random order; of an array on disk no others are read.
+    """At most `most` examples, in random order; no others are read from an array on disk.
 
-    The first of them are a random sample too, whatever the order of the data.
+    The first few are a random sample too, whatever the order of the data.
     """
     data = check_rows(name, data, shape)
     few = f"{name} must hold at least {least} examples, got {len(data)}"
@@ -206,7 +204,7 @@ def _chosen(name, data, shape, most, rng, least=1):
 
 
 def _seen_before(x, train):
-    """A note on the held-out examples that are in train as well, if any are."""
+    """A note on the held-out examples that are also in train, if there are any."""
     known = {row.tobytes() for row in train.astype(x.dtype)}
     shared = sum(row.tobytes() in known for row in x)
     text = (
@@ -237,7 +235,7 @@ def _log_z(energy, key, settings, progress_bar, notes):
 
 
 def _of_density(energy, judged, data, log_z, key) -> dict[str, Any]:
-    """What needs no walk."""
+    """The fields that do not need a walk."""
     loss, density = judged.squares.mean(0), judged.log_density.mean(0)
     stein = _stein(energy, judged.noisy, data.jump, judged.noisy[0].mean(0)).mean(0)
     return {
@@ -279,11 +277,11 @@ def _go_on(energy, integrator, states, key, num_steps):
 
 
 def _walk(energy, integrator, y, key, num_steps, chunk_size, progress_bar):
-    """Walks a chain from each y; what is recorded of it is little, whatever the event."""
+    """Walks a chain from each y and records little of it, however large the event."""
     n, d = len(y), prod(energy.event_shape)
     count = -(-n // chunk_size)
     size = -(-n // count)
-    # Some chains run twice, so that the chunks have one size.
+    # Some chains run twice, so that all chunks have the same size.
     rows = (np.arange(count * size) % n).reshape(count, size)
     keys = jax.random.split(key, count)
     states = [
@@ -306,7 +304,7 @@ def _walk(energy, integrator, y, key, num_steps, chunk_size, progress_bar):
             trace.append(recorded.reshape(len(recorded), d)[:, coordinates])
             phi_trace.append(np.asarray(seen[0].potential[:_NUM_RECORDED]))
             if seen[0].velocity is not None and 2 * i >= draws:
-                with np.errstate(over="ignore", invalid="ignore"):  # of a walk that diverges
+                with np.errstate(over="ignore", invalid="ignore"):  # a diverging walk
                     squares.append([np.mean(np.square(s.velocity)) for s in seen])
             bar.update(int(length))
     end = np.concatenate([s.position for s in seen])[:n]
@@ -331,21 +329,21 @@ def _mixing(walked) -> dict[str, Any]:
         kept = trace[whole, half:].astype(float)
         found["r_hat" + name] = found["effective_draws" + name] = np.nan
         if len(kept) > 1 and kept.shape[1] >= 4:
-            with np.errstate(invalid="ignore", divide="ignore"):  # a chain that stood still
+            with np.errstate(invalid="ignore", divide="ignore"):  # a chain that never moved
                 found["r_hat" + name] = float(np.nanmax(split_gelman_rubin(kept)))
                 found["effective_draws" + name] = float(np.nanmin(effective_sample_size(kept)))
     return found
 
 
 def _of_walk(energy, judged, data, walked, look, examples, num_swaps, rng) -> dict[str, Any]:
-    """The walk's ends y' against the noisy examples y that they come from, pair by pair."""
+    """Compares the walk's ends y' with the noisy examples y they came from, pair by pair."""
     kept = walked.finite
     before, after = judged.noisy[0][kept], walked.y[kept]
     start = Seen(data.phi[0][kept], data.jump[0][kept])
     prototypes = prototypes_of(examples, max(2, min(10, len(judged.x) // 30)), rng)
     if len(after) < 2:
         return _no_walk(prototypes, energy.event_shape)
-    end = look(energy, after)  # as the start, so that not even rounding tells them apart
+    end = look(energy, after)  # like start, so that not even rounding tells them apart
     test = paired_test(
         {"y": before, "jump": start.jump},
         {"y": after, "jump": end.jump},
@@ -403,7 +401,7 @@ def _moments(before, after):
 
 @eqx.filter_jit
 def _negative_share(energy, y, key):
-    """The share of the variances of X given y, by coordinates, that are below zero."""
+    """The share of the coordinates' variances of X given y that are negative."""
     d = prod(energy.event_shape)
 
     def one(y, key):
@@ -416,7 +414,7 @@ def _negative_share(energy, y, key):
         return jax.lax.map(variance, jax.random.permutation(key, d)[:16])
 
     variances = jax.vmap(one)(in_dtype_of(energy, y), jax.random.split(key, len(y)))
-    # Of a constant coordinate the variance is zero, and half of what a network says of it below.
+    # A constant coordinate has variance zero, and half of a network's estimates fall below that.
     return jnp.mean(variances < -(energy.sigma**2) / 100)
 
 
@@ -426,10 +424,10 @@ def _draw(energy, y, key):
 
 
 def _of_columns(energy, x, walked, key, rng, notes) -> dict[str, Any]:
-    """Marginals and correlations of X drawn given the walk's ends, against the examples."""
+    """Compares marginals and correlations of X, drawn given the walk's ends, with the examples."""
     from scipy import stats
 
-    ks_2samp: Any = stats.ks_2samp  # its types lack the axis
+    ks_2samp: Any = stats.ks_2samp  # its stubs lack axis
     d = prod(energy.event_shape)
     names = ("marginals", "marginals_by_chance", "correlations", "correlations_by_chance")
     rows = np.flatnonzero(walked.finite)[: 1000 if d <= 64 else 300]

@@ -1,4 +1,4 @@
-"""Where draws are, in terms of a few prototypes of the data: shares, and what a chain remembers."""
+"""Shares of draws near a few prototypes of the data, and how much a chain remembers."""
 
 import warnings
 from typing import Any
@@ -12,10 +12,10 @@ _NUM_RESAMPLES = 200
 def prototypes_of(
     examples: Float[np.ndarray, "n *event"], k: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "k *event"]:
-    """At most k centres of k-means of the examples, or of 5,000 of them."""
+    """At most k k-means centres of the examples, or of 5,000 of them."""
     from scipy.cluster import vq
 
-    kmeans2: Any = vq.kmeans2  # its types lack the seed, which newer releases take as well as rng
+    kmeans2: Any = vq.kmeans2  # its stubs lack seed, which newer releases take as well as rng
     some = examples[rng.permutation(len(examples))[:5000]]
     flat = some.reshape(len(some), -1).astype(float)
     k = min(k, len(np.unique(flat[:1000], axis=0)))
@@ -31,16 +31,16 @@ def shares(
     prototypes: Float[np.ndarray, "k *event"],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """How many of the jumps lie nearest to each prototype, of the data's and of the walk's.
+    """The shares of the data's and of the walk's jumps that lie nearest to each prototype.
 
     Args:
         start: The data's jumps.
-        end: Those of the chains that began there.
+        end: The jumps of the chains that began there.
         prototypes: The prototypes.
-        rng: Of the bootstrap and of swaps within pairs.
+        rng: For the bootstrap and the swaps within pairs.
 
     Returns:
-        The fields of `Evaluation` that are of shares, and its `memory`.
+        The share fields of `Evaluation`, and its `memory`.
     """
     k, n = len(prototypes), len(start)
     centres = prototypes.reshape(k, -1)
@@ -59,7 +59,7 @@ def shares(
     margins = np.sqrt(np.outer(table.sum(1), table.sum(0)))
     table = np.divide(table, margins, out=np.zeros_like(table), where=margins > 0)
     return {
-        # The first singular value, 1, is that of the constants; one prototype has no other.
+        # The first singular value, 1, belongs to constants; with one prototype it is the only one.
         "memory": float(np.append(np.linalg.svd(table, compute_uv=False), 0)[1]),
         "data_shares": before.mean(0),
         "walk_shares": after.mean(0),

@@ -1,4 +1,4 @@
-"""Whether pairs of points are exchangeable: a kernel two-sample test that swaps within pairs."""
+"""A kernel two-sample test of whether pairs of points are exchangeable, by swaps within pairs."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ class PairedTest(NamedTuple):
     """What `paired_test` returns.
 
     Attributes:
-        p_value: That of the permutation test, between 1 / (1 + num_swaps) and 1.
+        p_value: The permutation test's p-value, between 1 / (1 + num_swaps) and 1.
         auc: How well a kernel classifier tells the second points of the pairs from the first: the
-            probability that it ranks one of each rightly, 0.5 on average where they have one law.
+            probability that it ranks one of each correctly, 0.5 on average if both have one law.
     """
 
     p_value: float
@@ -26,28 +26,28 @@ def paired_test(
     num_swaps: int,
     seed: int,
 ) -> PairedTest:
-    r"""Tests whether the pairs (a_i, b_i) and (b_i, a_i) have one law.
+    r"""Tests whether the pairs (a_i, b_i) and (b_i, a_i) have the same law.
 
     For each feature of the points, the statistic is the squared maximum mean discrepancy (MMD)
 
         T = norm(mean_i K(b_i, .) - mean_i K(a_i, .))^2,
 
-    K the mean of Gaussian kernels whose widths are 1/4 to 2 times the median distance of the 2n
-    points, or a third of its quantile of 0.9 if that is more. Where the pairs are exchangeable, T
-    has the same law after any swaps within pairs. A feature's p-value is the rank of T among those
-    after random swaps; the test's own statistic is the smallest of them, ranked among what the
-    swaps themselves give, so that several features cost nothing in exactness (Westfall and Young).
-    n pairs take n^2 numbers a feature.
+    with K the mean of Gaussian kernels whose widths are 1/4 to 2 times the median distance of the
+    2n points, or a third of the 0.9 quantile of the distances if that is larger. If the pairs are
+    exchangeable, T has the same law after any swaps within pairs. A feature's p-value is the rank
+    of T among its values after random swaps; the test's statistic is the smallest of these
+    p-values, ranked among those that the swaps themselves give, so the test stays exact with
+    several features (Westfall and Young). n pairs take n^2 numbers per feature.
 
-    The classifier ranks a point by the mean of K to the second points less that to the first. To
-    compare b_i with a_j it leaves out the pairs i and j, which makes its AUC 0.5 on average,
-    exactly, where pairs are exchangeable.
+    The classifier ranks a point by the mean of K to the second points minus that to the first. To
+    compare b_i with a_j it leaves out pairs i and j, which makes its AUC exactly 0.5 on average
+    if the pairs are exchangeable.
 
     Args:
         first: The points a_i, features by name, each of shape (n, ...).
         second: The points b_i, with the same features.
-        num_swaps: How many random sets of swaps.
-        seed: Of the swaps.
+        num_swaps: The number of random sets of swaps.
+        seed: The seed of the swaps.
 
     Returns:
         The p-value, (1 + the number of swaps at least as extreme) / (1 + num_swaps), and the AUC.
@@ -67,11 +67,11 @@ def paired_test(
     kernels = [_kernel(_flat(first[name]), _flat(second[name])) for name in first]
     n = kernels[0].shape[0] // 2
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (num_swaps + 1, n))
-    signs[0] = 1  # as they were
-    # A swap of pair i changes the sign of b_i's and a_i's part: T = e'Me / n^2, e = -1 if swapped.
+    signs[0] = 1  # nothing swapped
+    # Swapping pair i flips the sign of its part: T = e'Me / n^2, with e_i = -1 if swapped.
     products = [k[n:, n:] - k[n:, :n] - k[:n, n:] + k[:n, :n] for k in kernels]
     statistics = np.stack([np.einsum("si,si->s", signs @ m, signs) for m in products])
-    # Rounding must not make of equal statistics, such as those of all swaps and of none, two.
+    # Rounding must not separate equal statistics, such as those of all swaps and of none.
     largest = np.maximum(np.abs(statistics).max(axis=1, keepdims=True), np.finfo(float).tiny)
     statistics = np.round(statistics / largest, 10)
     smallest: np.ndarray = np.min([_p_values(s) for s in statistics], axis=0)
@@ -92,13 +92,13 @@ def _kernel(first, second):
     norms = np.sum(points**2, axis=1)
     squares = np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0)
     median, large = np.quantile(squares[np.triu_indices(len(points), 1)], (0.5, 0.9))
-    # Of points that mostly coincide the median distance is that of rounding errors.
+    # If most points coincide, the median distance is only rounding error.
     scaled = squares / (2 * max(median, large / 10, np.finfo(float).tiny))
     return np.mean([np.exp(-scaled / factor**2) for factor in _FACTORS], axis=0)
 
 
 def _p_values(statistics):
-    """For each of them the share of all that is at least as large."""
+    """For each statistic, the share of all that are at least as large."""
     below = np.searchsorted(np.sort(statistics), statistics, side="left")
     return (len(statistics) - below) / len(statistics)
 
@@ -109,7 +109,7 @@ def _auc(kernel):
     towards_second = kernel[:, b] - kernel[:, a]  # (2n, n): what pair m adds to a point's value
     of_first, of_second = towards_second[a], towards_second[b]
     values_first, values_second = (s.sum(1) - s.diagonal() for s in (of_first, of_second))
-    # Of b_i without pair j, and of a_j without pair i, both of shape (i, j).
+    # The values of b_i without pair j and of a_j without pair i, both of shape (i, j).
     second = values_second[:, None] - (of_second - np.diag(of_second.diagonal()))
     first = values_first - (of_first - np.diag(of_first.diagonal())).T
     return float(np.mean(second > first) + np.mean(second == first) / 2)

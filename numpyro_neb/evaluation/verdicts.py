@@ -1,4 +1,4 @@
-"""What an evaluation of an energy holds, and what it says in words."""
+"""The results of an evaluation, and its verdict in words."""
 
 from dataclasses import dataclass
 from math import prod
@@ -12,68 +12,67 @@ from numpyro_neb.evaluation.baselines import Baseline
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    r"""What `evaluate` found; printed, a table that begins with the verdict.
+    r"""The results of `evaluate`; printed, a table that begins with the verdict.
 
     y are the noisy held-out examples, y' the ends of the chains that began there, one chain each;
-    "right" below is what an energy gives whose exp(-phi) is the law of noisy data. An error is a
-    standard error.
+    "right" below is the value for an energy whose exp(-phi) is the law of noisy data. Errors are
+    standard errors.
 
     Attributes:
         sigma: The noise level.
         event_shape: The shape of one example; d is the number of its coordinates.
-        num_pairs: n, how many held-out examples were used.
+        num_pairs: n, the number of held-out examples used.
         num_steps: Steps of the walk that each chain took.
         num_diverging: How many chains became NaN or infinite. The walk is judged by the others.
-        p_value: Of the two-sample test of the y' against the y, exact for any number of steps.
-        auc: How well a kernel classifier tells the y' from the y: right 0.5, and 1 at worst.
+        p_value: From the two-sample test of the y' against the y, exact for any number of steps.
+        auc: How well a kernel classifier tells the y' from the y: 0.5 is right, 1 is worst.
         memory: The largest correlation between where a chain began and where it ended, among
             functions of the nearest prototype: 1 if no chain ever left, about
-            2 sqrt((k - 1) / n) by chance, for k prototypes, if all forgot.
-        r_hat: The largest split R-hat over the coordinates of y, chains that began at the data.
-        r_hat_phi: That of phi.
-        effective_draws: The least over the coordinates, of the second half of the chains recorded,
-            at most 64 of 50 draws.
-        effective_draws_phi: That of phi.
+            2 sqrt((k - 1) / n) by chance, for k prototypes, if all chains forgot their start.
+        r_hat: The largest split R-hat over the coordinates of y, for chains begun at the data.
+        r_hat_phi: The split R-hat of phi.
+        effective_draws: The smallest effective sample size over the coordinates, from the second
+            half of the recorded chains: at most 64 chains of 50 draws.
+        effective_draws_phi: The effective sample size of phi.
         kinetic_temperature: The mean squared velocity of a coordinate: 1, slightly less for `BAOAB`
             (1 - h^2/4 for a Gaussian of sd sigma); None for an overdamped walk.
-        denoising_loss: E norm(x - x_hat(y))^2 on the held-out examples, over the coordinates'
-            sum.
+        denoising_loss: E norm(x - x_hat(y))^2 on held-out examples, summed over the coordinates.
         denoising_loss_error: Its standard error over the examples.
-        noise_loss: sigma^2 d, the loss of no denoising at all.
+        noise_loss: sigma^2 d, the loss without denoising.
         log_likelihood: The mean over the examples of log f(y) = -phi(y) - log Z, in nats.
         log_likelihood_error: The standard error of log Z.
-        sampling_error: That of the mean over the examples.
+        sampling_error: The standard error of the mean over the examples.
         log_normalizer: log Z.
-        gaussian: The Gaussian, with the best linear denoiser; None where there are too many
+        gaussian: The Gaussian, with the best linear denoiser; None if there are too many
             coordinates.
         kernel_density: The kernel density of `train`; None without it.
         phi_data: phi at the y, of shape (n,).
         phi_walk: phi at the y'.
-        phi_difference: Mean phi of the y' less that of the y, in nats: below zero where the walk
-            falls into holes of phi, or where phi is overfitted to its training data.
+        phi_difference: Mean phi of the y' minus that of the y, in nats: negative if the walk falls
+            into holes of phi, or if phi is overfitted to its training data.
         phi_difference_error: Its standard error, pair by pair.
-        prototypes: Centres of k-means, of shape (k, *event_shape).
+        prototypes: The k-means centres, of shape (k, *event_shape).
         data_shares: The share of the jumps from y that are nearest to each prototype.
-        walk_shares: That of the jumps from y'.
+        walk_shares: The same for the jumps from y'.
         share_errors: The standard errors of their differences.
         total_variation: Half the sum of the absolute differences of the shares.
         total_variation_error: Its standard error, by a bootstrap over the pairs.
-        total_variation_by_chance: What a right energy would give.
-        largest_mean_difference: Over the coordinates, in standard errors, between the means of the
-            y' and of the y.
+        total_variation_by_chance: The value that a right energy would give.
+        largest_mean_difference: Between the means of the y' and of the y, the largest over the
+            coordinates, in standard errors.
         sd_ratio: The geometric mean over the coordinates of the sds of the y' over those of the y.
         sd_ratio_error: Its standard error.
-        sd_ratios: By coordinate.
+        sd_ratios: The ratios by coordinate.
         stein_data: The mean of (y - E y).grad phi(y) / d on noisy data: right is 1.
         stein_data_error: Its standard error.
-        stein_walk: On the y': 1 if the walk has the law of phi, right or wrong.
+        stein_walk: The same on the y': 1 if the walk has the law of phi, be phi right or wrong.
         stein_walk_error: Its standard error.
-        negative_variances: The share of the coordinates' posterior variances, at noisy data, that
-            are below zero, as none can be, by more than sigma^2 / 100.
+        negative_variances: The share of the coordinates' posterior variances at noisy data that
+            are below -sigma^2 / 100; true variances are never negative.
         marginals: The Kolmogorov-Smirnov distance by coordinate between draws of X, given the y',
-            and the examples; NaN where the examples do not vary. A column with atoms has a large
-            one. None for more than 256 coordinates.
-        marginals_by_chance: What their mean would be for a right energy.
+            and the examples; NaN where the examples do not vary. It is large for a column with
+            atoms. None for more than 256 coordinates.
+        marginals_by_chance: What its mean would be for a right energy.
         correlations: The mean absolute difference between the correlations of the draws and those
             of the examples.
         correlations_by_chance: What it would be for a right energy.
@@ -130,7 +129,7 @@ class Evaluation:
 
     @property
     def bits_per_dimension(self) -> float:
-        """-log2 f(y) / d, the mean over the examples: the lower, the better."""
+        """-log2 f(y) / d, the mean over the examples: lower is better."""
         return -self.log_likelihood / (prod(self.event_shape) * np.log(2))
 
     @property
@@ -146,7 +145,7 @@ class Evaluation:
         or the Gaussian or the kernel density denoises better, by 5% and 4 standard errors, or is
         the better density, by 0.1 nats and 4 standard errors. Else "untested" if the chains do not
         forget where they began, memory > 0.5 or r_hat > 1.5, or took too few steps to tell. Else
-        "doubtful" if p_value < 0.05, and "right", as far as n examples can tell.
+        "doubtful" if p_value < 0.05, otherwise "right", as far as n examples can tell.
         """
         width = abs(np.log(self.sd_ratio)) if self.sd_ratio > 0 else 0
         off = width > max(0.05, 5 * self.sd_ratio_error / max(self.sd_ratio, 1e-30))
@@ -219,7 +218,7 @@ _TO_DO = (
 
 
 def _asides(e):
-    """What is off though the walk passes."""
+    """What is off although the walk passes."""
     if abs(e.sd_ratio - 1) > max(0.02, 3 * e.sd_ratio_error):
         yield f"sds of y {e.sd_ratio:.2f} times the data's"
     if abs(e.phi_difference) > 3 * e.phi_difference_error:
@@ -229,7 +228,7 @@ def _asides(e):
 
 
 def _place(e, i):
-    """Which prototype, and where it is if that is few numbers."""
+    """The prototype's number, and its place if it has at most 3 coordinates."""
     place = np.ravel(e.prototypes[i])
     return f"prototype {i}" + f", near {np.round(place, 2).tolist()}," * (len(place) <= 3)
 
@@ -243,7 +242,7 @@ def _stuck(e):
 
 
 def _how(e):
-    """How an energy is wrong, the gravest first."""
+    """How an energy is wrong, most serious first."""
     if e.num_diverging:
         yield (
             f"{e.num_diverging:,} of {e.num_pairs:,} chains became NaN or infinite: the walk needs"
@@ -283,7 +282,7 @@ def _how(e):
 
 
 def _rows(e):
-    """The table: what, its value, and what would be right."""
+    """The table's rows: a name, its value, and what would be right."""
     d = prod(e.event_shape)
     yield "", "measured", "if right"
     yield "THE WALK against noisy data", "", ""

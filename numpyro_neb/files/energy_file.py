@@ -1,7 +1,7 @@
 """Save and load an energy: one safetensors file, no pickle, nothing executed on load.
 
 The file's metadata holds the format's version, the configuration of the constructors behind the
-energy, and a SHA-256 of all of it and of the arrays.
+energy, and a SHA-256 of both and of the arrays.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
     """Writes an energy to one safetensors file, whole or not at all.
 
     Args:
-        path: Where to; an existing file is replaced once the new one is on disk.
+        path: Where to write; an existing file is replaced once the new one is on disk.
         energy: The energy. Any `AbstractEnergy` or `ConditionalEnergy` saves; one that holds
             modules of your own needs `like=` to load.
 
     Raises:
-        TypeError: If `energy` is neither, or path is no path.
+        TypeError: If `energy` is neither, or path is not a path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, numpyro_neb as neb
@@ -63,22 +63,22 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
     Args:
         path: The file.
         like: An energy of the same structure, whose arrays are replaced; needed only for stacked
-            energies, and where the energy holds modules that are neither the package's own nor an
+            energies, and if the energy holds modules that are neither the package's own nor an
             `eqx.nn.MLP` with activations from jax.nn or jax.numpy.
 
     Returns:
         The energy, equal to the saved one bit for bit.
 
     Raises:
-        TypeError: If path is no path, or like no energy.
+        TypeError: If path is not a path, or like is not an energy.
         ValueError: If the file is truncated, damaged, foreign or of another format version, holds
-            float64 where JAX is not set to or values that no energy has, does not fit `like`, or
-            needs `like` and none is given.
+            float64 while jax_enable_x64 is off or values that no energy can have, does not fit
+            `like`, or needs `like` and none is given.
         FileNotFoundError: If there is no such file.
 
     A file from somebody else is safe to load: nothing in it is executed, only classes that the
-    package has registered are constructed, and memory is taken for the arrays that are there, not
-    for those that it speaks of.
+    package has registered are constructed, and memory is allocated only for arrays that the file
+    holds, not for those it claims to hold.
     """
     config, tensors = read_arrays(path, _FORMAT)
     if like is not None:
@@ -91,19 +91,19 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
         check_energy(energy, conditional=True)
     except UnknownModuleError as error:
         raise ValueError(
-            f"{path} holds a {error}, which numpyro_neb can't rebuild by itself:"
+            f"{path} holds a {error}, which numpyro_neb can't rebuild alone:"
             " pass like=, an energy of the same structure"
         ) from None
-    except Exception as error:  # constructors given lies raise of every kind
-        raise ValueError(f"{path} has a configuration that makes no energy: {error}") from error
+    except Exception as error:  # a forged configuration can raise any error
+        raise ValueError(f"{path} has a configuration that is not an energy's: {error}") from error
     energy = _filled(energy, tensors, path, exact=False)
     for name, what in wrong_values(config, tensors):
-        raise ValueError(f"{path} holds no energy: its {name} is {what}")
+        raise ValueError(f"{path} does not hold an energy: its {name} is {what}")
     return energy
 
 
 def _filled(energy, tensors, path, exact):
-    """`energy` with the file's arrays; their dtypes must be the energy's own where `exact`."""
+    """`energy` with the file's arrays; their dtypes must be the energy's own if `exact`."""
     expected = _named_arrays(energy)
     odd = short(sorted(expected.keys() ^ tensors.keys()))
     same = expected.keys() == tensors.keys()
@@ -130,7 +130,7 @@ def write_arrays(
     """Writes arrays and their description to one safetensors file, whole or not at all.
 
     Args:
-        path: Where to.
+        path: Where to write.
         format_name: What kind of file it is.
         config: The description, as JSON.
         arrays: The arrays by name.
@@ -157,7 +157,7 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
             metadata = file.metadata() or {}
             if metadata.get("format") == format_name:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors, and NumPy given a shape or dtype it does not have
+    except Exception as error:  # safetensors, and NumPy given an unknown shape or dtype
         raise ValueError(f"{path} is damaged: {error}") from None
     foreign = f"{path} is a safetensors file, but numpyro_neb did not write it as a {format_name}"
     require(metadata.get("format") == format_name, foreign)
@@ -173,7 +173,7 @@ def read_arrays(path: str | os.PathLike, format_name: str) -> tuple[Any, dict[st
     try:
         return json.loads(config), tensors
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has a configuration that is no JSON: {error}") from error
+        raise ValueError(f"{path} has a configuration that is not JSON: {error}") from error
 
 
 def _check_extent(path):
@@ -182,7 +182,7 @@ def _check_extent(path):
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         foreign = size >= 8 and length > _LARGEST_HEADER
-        require(not foreign, f"{path} is no safetensors file, or its first bytes are damaged")
+        require(not foreign, f"{path} is not a safetensors file, or its first bytes are damaged")
         whole = size >= 8 + length
         require(whole, f"{path} is truncated: it ends in its header, after {size} bytes")
         header = file.read(length)
@@ -192,7 +192,7 @@ def _check_extent(path):
         ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
     except Exception as error:  # whatever the bytes are
         raise ValueError(
-            f"{path} is no safetensors file, or its header is damaged: {short(str(error))}"
+            f"{path} is not a safetensors file, or its header is damaged: {short(str(error))}"
         ) from None
     stated = 8 + length + max(ends, default=0)
     require(size >= stated, f"{path} is truncated: it has {size} bytes of {stated}")
@@ -207,7 +207,7 @@ def fingerprint(energy: AbstractEnergy) -> str:
 
 def _signed(format_name, config, tensors) -> dict[str, str]:
     """A file's metadata."""
-    # NumPy's scalars too, which eqx.nn.MLP takes for sizes.
+    # NumPy's scalars too, which eqx.nn.MLP accepts as sizes.
     text = json.dumps(config, default=lambda scalar: scalar.item())
     metadata = {"format": format_name, "version": str(_VERSION), "config": text}
     return metadata | {"sha256": _digest(metadata, tensors)}

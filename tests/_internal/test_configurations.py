@@ -89,7 +89,7 @@ def test_a_class_states_itself_in_one_place(scaled, tmp_path):
     assert eqx.tree_equal(neb.load(tmp_path / "energy"), energy)
     harmed = eqx.tree_at(lambda e: e.network.factor, energy, jnp.array([1.0, -1.0]))
     neb.save(tmp_path / "energy", harmed)
-    with pytest.raises(ValueError, match=r"holds no energy: its network\.factor is not positive"):
+    with pytest.raises(ValueError, match=r"hold an energy: its network\.factor is not positive"):
         neb.load(tmp_path / "energy")
 
 
@@ -178,5 +178,5 @@ def test_a_network_alone_is_not_an_energy(tmp_path, untyped):
     arrays = {"layers.layers.0.weight": np.ones((3, 2), np.float32)}
     arrays |= {"layers.layers.1.weight": np.ones((2, 3), np.float32)}
     neb.files.energy_file.write_arrays(tmp_path / "a", "numpyro_neb energy", config, arrays)
-    with pytest.raises(ValueError, match="makes no energy: energy must be a"):
+    with pytest.raises(ValueError, match="is not an energy's: energy must be a"):
         neb.load(tmp_path / "a")

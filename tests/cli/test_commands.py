@@ -96,7 +96,7 @@ def test_control_c_leaves_a_training_that_goes_on(data, tmp_path, capsys, monkey
 
     monkeypatch.setattr(neb, "fit", interrupted)
     assert run("train", data, "--sigma", 0.5, "--out", out, *QUICK) == 130
-    assert "the same call goes on from the newest checkpoint" in capsys.readouterr().err
+    assert "the same call resumes from the newest checkpoint" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "energy.checkpoints" / "denoising").iterdir()} == {
         "6"
     }
@@ -118,7 +118,7 @@ def test_train_without_orbax(data, tmp_path, capsys, without_orbax):
     install = "pip install 'numpyro-neb[checkpoints]'"
     assert run(*arguments) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if install in line)
-    assert line.startswith("no checkpoints, so if it is killed or stopped it has to begin again")
+    assert line.startswith("no checkpoints, so if killed or stopped it has to start over")
     assert {path.name for path in tmp_path.iterdir()} == {"data.npy", "energy"}
     # Asked for, they are not left out without a word.
     assert run(*arguments, "--checkpoints", tmp_path / "kept") == 1
@@ -176,8 +176,8 @@ def test_info(energy, data, tmp_path, capsys):
         (("train", "data.npy", "--sigma", -1, "--out", "e"), "sigma must be"),
         (("train", "data.npy", "--sigma", 1, "--out", "e", "--held-out", 1), "--held-out must be"),
         (("train", "bytes.npy", "--sigma", 1, "--out", "e"), "data must hold floats, got uint8"),
-        (("train", "pickle.npy", "--sigma", 1, "--out", "e"), "pickle.npy is no .npy file of"),
-        (("train", "text.npy", "--sigma", 1, "--out", "e"), "text.npy is no .npy file of"),
+        (("train", "pickle.npy", "--sigma", 1, "--out", "e"), "pickle.npy is not a .npy file"),
+        (("train", "text.npy", "--sigma", 1, "--out", "e"), "text.npy is not a .npy file"),
         (("train", "nan.npy", "--sigma", 1, "--out", "e"), "data must be finite"),
         (("train", "one.npy", "--sigma", "auto", "--out", "e"), "x must hold at least two points"),
         (("train", "data.npy", "--sigma", 1, "--out", "e", "--steps", 0), "--steps must be a posi"),
@@ -186,7 +186,7 @@ def test_info(energy, data, tmp_path, capsys):
         (("sample", "good", "--num-steps", 0, "--out", "e"), "num_steps must be a positive int"),
         (("denoise", "text.npy", "data.npy", "--out", "e"), "text.npy"),
         (("sample", "none", "--out", "e"), "there is no file none"),
-        (("info", "text.npy"), "text.npy is no .npy file of numbers"),
+        (("info", "text.npy"), "text.npy is not a .npy file of numbers"),
     ],
 )
 def test_a_sentence_in_place_of_a_traceback(

@@ -129,7 +129,7 @@ HEADERS = {
 def test_a_lying_header(name, tmp_path, bounded):
     path = tmp_path / "energy"
     path.write_bytes(HEADERS[name])
-    assert refused_or_equal(path, None, f"{CAUSES}|is no safetensors file")
+    assert refused_or_equal(path, None, f"{CAUSES}|is not a safetensors file")
 
 
 class Evil:
@@ -140,7 +140,7 @@ class Evil:
 def test_nothing_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "energy").write_bytes(pickle.dumps(Evil()))
-    assert refused_or_equal(tmp_path / "energy", None, "is no safetensors file")
+    assert refused_or_equal(tmp_path / "energy", None, "is not a safetensors file")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(FileNotFoundError, match="no file"):
@@ -218,7 +218,7 @@ CONFIGURATIONS = {
 def test_a_forged_configuration(saved, name, bounded, monkeypatch):
     monkeypatch.chdir(saved.parent)
     forged(saved, config=json.dumps(CONFIGURATIONS[name]))
-    assert refused_or_equal(saved, ENERGIES["MLP"], "has a configuration that makes no energy")
+    assert refused_or_equal(saved, ENERGIES["MLP"], "has a configuration that is not an energy's")
     assert os.listdir() == [saved.name]
 
 
@@ -234,7 +234,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_configuration_that_is_a_bomb(saved, name, bounded):
     forged(saved, config=BOMBS[name])
-    assert refused_or_equal(saved, None, r"configuration that is no JSON|configuration of \d+ char")
+    assert refused_or_equal(saved, None, r"configuration that is not JSON|configuration of \d+ ch")
 
 
 WRONG = [None, True, -1, 0, 1.5, float("nan"), 10**400, "", "x", [], [0], [1.5], ["x"], [[1]], {}]

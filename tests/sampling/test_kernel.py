@@ -468,7 +468,7 @@ def test_float64(x64):
         (
             lambda: run(neb.WalkJumpKernel(MIXTURE, frozen=np.array([True, False]))),
             ValueError,
-            "init_params must be given where coordinates are frozen",
+            "init_params must be given if coordinates are frozen",
         ),
         (
             lambda: neb.WalkJumpKernel(MIXTURE, integrator="BAOAB"),

@@ -405,7 +405,7 @@ def impossible():
                 neb.WalkJumpKernel(model=observed_walk), DATA, init_params=jnp.zeros((2, 2))
             ),
             ValueError,
-            r"init_params must be a dict with a value of each of \['y'\]",
+            r"init_params must be a dict with a value for each of \['y'\]",
         ),
         (
             lambda: run(

@@ -65,7 +65,7 @@ def test_pickles_dropped_in(checkpoint, whole):
     for place in ("header/metadata", "state/_METADATA", "_CHECKPOINT_METADATA"):
         before = (checkpoint / place).read_bytes()
         (checkpoint / place).write_bytes(pickle.dumps(Evil()))
-        refused(checkpoint, "the checksum of .* does not fit")
+        refused(checkpoint, "the checksum of .* does not match")
         # Where the checksums are forged too, nothing unpickles it all the same.
         write_sums(checkpoint)
         try:
@@ -87,7 +87,7 @@ HEADERS = {
     "no progress": ({"progress": {}}, "is damaged"),
     "another progress": ({"progress": {"stopped": 1, "validation": [1, 2]}}, "is damaged"),
     "no identity": ({"identity": []}, "is damaged"),
-    "another training": ({"identity": {}}, "holds a training with another"),
+    "another training": ({"identity": {}}, "holds a training run with another"),
     "the past": ({"version": 0}, "has format version 0, and this numpyro_neb reads 2"),
     "version 1 of nothing": ({"version": 1}, "is damaged"),
     "version 1 of no training": ({"version": 1, "arguments": {}}, "is damaged"),
@@ -95,7 +95,7 @@ HEADERS = {
     "the future": ({"version": 10**9}, "has format version 1000000000, and this"),
     "a version in words": ({"version": "1"}, "has format version '1', and this"),
     "no version": ({"version": None}, "has format version None, and this"),
-    "other arrays": ({"arrays": "0" * 64}, "the checksum of its arrays does not fit"),
+    "other arrays": ({"arrays": "0" * 64}, "the checksum of its arrays does not match"),
 }
 
 
@@ -221,7 +221,7 @@ LIES = {
         chunks([10**12]),
         "has chunks of|must be a stream",
     ),
-    "many chains": ("sample_stats/lp", {"shape": [10**12, 20]}, "is of 1000000000000 chains"),
+    "many chains": ("sample_stats/lp", {"shape": [10**12, 20]}, "has 1000000000000 chains"),
     "more dimensions": (
         "sample_stats/diverging",
         {"shape": [2, 20, 10**12]},
@@ -259,8 +259,8 @@ def test_a_forged_state(store):
     config, arrays = read_arrays(path, "numpyro_neb sampler state")
     dtype = jnp.result_type(float)
     forgeries = [
-        ([], arrays, "holds no state"),
-        ({"settings": 5, "dtypes": {}}, arrays, "holds no state"),
+        ([], arrays, "does not hold a state"),
+        ({"settings": 5, "dtypes": {}}, arrays, "does not hold a state"),
         (config | {"dtypes": {}}, arrays, "holds another state"),
         (config, {}, "holds another state"),
         (config, arrays | {"more": np.ones(3)}, "holds another state"),

@@ -130,13 +130,13 @@ def test_a_kill_within_a_write(function, number, mcmc, tmp_path, killed, capsys)
         tree = xr.open_datatree(store, engine="zarr")
         posterior = tree["posterior"]
         assert 0 < posterior.sizes["draw"] < 40
-        assert f"after {posterior.sizes['draw']} of 40 draws; the same call goes on" in said
+        assert f"after {posterior.sizes['draw']} of 40 draws; the same call resumes" in said
         whole = mcmc.get_samples(group_by_chain=True)["y"][:, : posterior.sizes["draw"]]
         np.testing.assert_array_equal(posterior["y"], whole)
         # A group opened alone is of one piece too.
         assert set(xr.open_zarr(store, group="posterior").sizes) == set(posterior.sizes)
     else:
-        assert "after 0 of 40 draws; the same call goes on from the start" in said
+        assert "after 0 of 40 draws; the same call starts over" in said
     assert_draws(streamed(store), mcmc)
     assert len(list(store.glob(".state-*"))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["draws.zarr"]
@@ -227,7 +227,7 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_run_is_refused(name, store):
     of_chains, of_stream = OTHERS[name]
-    with pytest.raises(ValueError, match=f"is of a run with another {name} .*or another path"):
+    with pytest.raises(ValueError, match=f"is from a run with another {name} .*use another path"):
         streamed(store, chains(**of_chains), **of_stream)
 
 
@@ -275,7 +275,7 @@ def test_bad_arguments(tmp_path, store, untyped):
             streamed(tmp_path / "draws.zarr", draws_per_write=wrong)
     (tmp_path / "file").write_text("mine")
     for foreign in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ValueError, match="store must be a stream of numpyro_neb or not there"):
+        with pytest.raises(ValueError, match="store must be a numpyro_neb stream or a new path"):
             streamed(foreign)
     assert (tmp_path / "file").read_text() == "mine"
     (state,) = store.glob(".state-*")
@@ -326,7 +326,7 @@ def test_a_saved_state_goes_on_in_a_new_process(mcmc, tmp_path):
 def test_a_state_that_does_not_fit(mcmc, tmp_path, x64, untyped):
     path = tmp_path / "state"
     streaming.save_state(path, mcmc)
-    with pytest.raises(ValueError, match="is of a run with another num_chains"):
+    with pytest.raises(ValueError, match="is from a run with another num_chains"):
         streaming.load_state(path, chains(num_chains=3))
     with pytest.raises(ValueError, match="must have run"):
         streaming.save_state(path, chains())

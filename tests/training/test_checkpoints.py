@@ -58,7 +58,7 @@ def test_another_training_is_refused(tmp_path):
         "sigma, loc, scale": {"start": neb.ResidualEnergy(energy().network, 0.4, (2,))},
     }
     for name, other in others.items():
-        with pytest.raises(ValueError, match=f"holds a training with another {name}"):
+        with pytest.raises(ValueError, match=f"holds a training run with another {name}"):
             fit(**other, checkpoint_dir=tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_a_newer_format(tmp_path):
     ):
         fit(checkpoint_dir=tmp_path)
     write(format="something")
-    with pytest.raises(ValueError, match="is no checkpoint of numpyro_neb"):
+    with pytest.raises(ValueError, match="is not a numpyro_neb checkpoint"):
         fit(checkpoint_dir=tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_goes_on_from_a_checkpoint_of_0_1_0(tmp_path, x32):
 )
 def test_another_training_than_that_of_0_1_0(tmp_path, name, other, x32):
     shutil.copytree(OLD, tmp_path / "run")
-    with pytest.raises(ValueError, match=f"holds a training with another {name}"):
+    with pytest.raises(ValueError, match=f"holds a training run with another {name}"):
         fit(**OF_OLD | other, checkpoint_dir=tmp_path / "run")
 
 
@@ -236,7 +236,7 @@ def test_control_c_says_how_to_go_on(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         fit(**settings, checkpoint_dir=tmp_path)
     said = capsys.readouterr().err
-    assert f"the same call goes on from the newest checkpoint in {tmp_path}, of step 100." in said
+    assert f"the same call resumes from the newest checkpoint in {tmp_path}, of step 100." in said
     assert {path.name for path in tmp_path.iterdir()} == {"100"}
     same(fit(num_steps=150, checkpoint_dir=tmp_path), fit(num_steps=150))
 

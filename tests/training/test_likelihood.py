@@ -139,7 +139,7 @@ def test_goes_on_bit_for_bit_after_a_stop(tmp_path):
         np.testing.assert_array_equal(result.metrics[name], values)
     jax.tree.map(np.testing.assert_array_equal, result.objective_state, whole.objective_state)
     for other in (neb.MaximumLikelihood(**SMALL, denoising_weight=0.1), neb.denoising_loss):
-        with pytest.raises(ValueError, match="holds a training with another objective"):
+        with pytest.raises(ValueError, match="holds a training run with another objective"):
             fit(**(settings | {"objective": other}), **kept)
 
 

@@ -260,7 +260,7 @@ def test_two_processes_train_as_one_device(tmp_path, on_one_device):
     np.save(tmp_path / "data.npy", DATA)
     (said, bar), (said_too, no_bar) = both("train", tmp_path)
     assert "another key in some of the 2 processes" in said
-    assert "as many devices of each process" in said
+    assert "the same number of devices from each process" in said
     assert "another key in some of the 2 processes" in said_too
     assert "40/40" in bar
     assert "40/40" not in no_bar
@@ -313,7 +313,7 @@ def test_a_dead_process_ends_the_other_and_a_restart_goes_on(tmp_path, victim, u
     assert survivor.returncode != 0
     if victim == 1:
         assert "a step over 2 processes failed in process 0: most likely another process" in said
-        assert f"goes on from the newest checkpoint in {tmp_path / 'run'}" in said
+        assert f"resumes from the newest checkpoint in {tmp_path / 'run'}" in said
     else:
         assert "another task died" in said  # JAX's own words: process 0 is what joins the others
     assert max(int(path.name) for path in (tmp_path / "run").iterdir() if path.name.isdigit()) > 0

@@ -92,9 +92,7 @@ ROWS = (
             Wrong(
                 "data: none", {"data": Y[:0]}, ValueError, "data must have shape .* n at least 1"
             ),
-            Wrong(
-                "no batch_size", {"batch_size": None}, ValueError, "batch_size must be given where"
-            ),
+            Wrong("no batch_size", {"batch_size": None}, ValueError, "batch_size must be given if"),
             Wrong(
                 "optimizer: 1e-3",
                 {"optimizer": 1e-3},
