@@ -87,7 +87,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # matplotlib loads when somebody draws.
+    # So that matplotlib is imported only when plots are used.
     if name == "plots":
         return import_module("numpyro_neb.plots")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -120,7 +120,8 @@ def wrong_energies(*, family=True, none=True):
     if none:
         rows.append(("no energy but None", None, TypeError, f"{wanted}got NoneType"))
     if family:
-        rows.append(("no sigma", FAMILY, TypeError, r"energy must be for one .*energy\.at\(sigma\)"))
+        text = r"energy must be for one .*energy\.at\(sigma\)"
+        rows.append(("no sigma", FAMILY, TypeError, text))
     return [Wrong(f"energy: {what}", {"energy": value}, *rest) for what, value, *rest in rows]
 
 

@@ -1,4 +1,4 @@
-"""Integrators of Langevin dynamics: one step, pure. Steps and frictions are in units of sigma."""
+"""Langevin integrators, as pure single steps. Steps and frictions are in units of sigma."""
 
 from numpyro_neb.integrators.base import (
     AbstractIntegrator,

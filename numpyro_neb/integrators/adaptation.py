@@ -15,39 +15,39 @@ from numpyro.infer.hmc_util import (
 
 from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState
 
-# Its initial state, its update with a draw, and the variances in the end.
+# Its initial state, its update with a draw, and the final variances.
 _WELFORD = welford_covariance(diagonal=True)
 # The mean of exp(-e^2 / v) over e ~ N(0, v): see `_effective`.
 _STATISTIC_AT_BOUND = 3**-0.5
 
 
 class Adaptation(eqx.Module):
-    r"""What warm-up has learned of a chain; part of the chain's state.
+    r"""What warm-up has learned about a chain; part of the chain's state.
 
-    NumPyro does the tuning, dual averaging for the step and Welford's variances for the standard
-    deviation s_i of each coordinate, both in the unit of length (sigma):
+    NumPyro does the tuning: dual averaging for the step, and Welford variances for the standard
+    deviation s_i of each coordinate, both in units of length (sigma).
 
-    - the step of a Metropolis integrator goes to a target acceptance rate;
-    - that of an unadjusted one to an energy error of variance 4 b^3 d in a step, d the number of
-      coordinates. A leapfrog step of h on N(0, s^2) makes an energy error of variance
-      (h/s)^6 / 16 per coordinate and widens the variance by a share (h/s)^2 / 4 to first order, so
-      that b bounds the relative bias of the variances of y on the mean over the coordinates; ULA
-      is that leapfrog with a fresh velocity each step. BAOAB and ABOBA are exact on Gaussians, and
+    - The step of a Metropolis integrator is tuned to a target acceptance rate.
+    - That of an unadjusted one is tuned to an energy error of variance 4 b^3 d per step, with d the
+      number of coordinates. A leapfrog step of h on N(0, s^2) makes an energy error of variance
+      (h/s)^6 / 16 per coordinate and widens the variance by a fraction (h/s)^2 / 4 to first order,
+      so b bounds the relative bias of the variances of y, averaged over the coordinates; ULA is
+      that leapfrog with a fresh velocity each step. BAOAB and ABOBA are exact on Gaussians, and
       stay well below the bound.
-      Early in warm-up the variance may be 1, to come quickly from a far start;
-    - the friction is 1 / (2 max_i s_i): a quarter of what damps the widest coordinate critically.
+      Early in warm-up the variance may be 1, to move quickly from a distant start.
+    - The friction is 1 / (2 max_i s_i): a quarter of critical damping for the widest coordinate.
 
-    While it tunes, each draw begins with a fresh velocity, which takes up the energy of a start far
-    from the mode. A step of an unadjusted integrator that errs by more than ten standard deviations
-    of that bound is refused, and the walk turned back, so that a step too large can't make the
-    chain infinite.
+    During tuning, each draw begins with a fresh velocity, which drains the energy of a start far
+    from the mode. If a step of an unadjusted integrator errs by more than ten standard deviations
+    of that bound, it is rejected and the velocity reversed, so that too large a step can't make
+    the chain infinite.
 
     Attributes:
         num_draws: Draws so far.
         state: NumPyro's state of the tuning.
         spread: Welford's mean and sum of squares of y from the second quarter of warm-up on, for
             the friction; None if the deviations are the units.
-        num_warmup: Draws to tune in.
+        num_warmup: The number of draws to tune in.
         target_statistic: The mean `AbstractIntegrator.acceptance_statistic` to reach.
         adapt_step_size: Whether the step and the friction are tuned.
         adapt_mass_matrix: Whether each coordinate's unit becomes its standard deviation.
@@ -72,13 +72,13 @@ class Adaptation(eqx.Module):
         adapt_step_size: bool,
         adapt_mass_matrix: bool,
     ) -> "Adaptation":
-        """Before the first draw.
+        """The adaptation before the first draw.
 
         Args:
-            integrator: Its step is where the tuning begins.
+            integrator: The integrator; tuning starts from its step.
             position: The first position, for its size and dtype.
-            num_warmup: Draws to tune in.
-            target_accept_prob: The acceptance rate of a Metropolis integrator; None for its own.
+            num_warmup: The number of draws to tune in.
+            target_accept_prob: A Metropolis integrator's acceptance rate; None for its default.
             adapt_step_size: Whether the step and the friction are tuned.
             adapt_mass_matrix: Whether each coordinate's unit becomes its standard deviation.
         """
@@ -89,23 +89,23 @@ class Adaptation(eqx.Module):
         step_size: Any = jnp.asarray(integrator.step_size, flat.dtype)
         init, _ = _adapter(*flags)
         state = init((flat,), jax.random.key(0), step_size, mass_matrix_size=flat.size)
-        # Nothing in it is random: the key would only be carried along.
+        # Nothing here is random: the key would only be carried along.
         state = state._replace(rng_key=None)
         spread: Any = None if adapt_mass_matrix else _WELFORD[0](flat.size)
         return cls(jnp.zeros((), int), state, spread, *flags)
 
     @property
     def running(self) -> Array:
-        """Whether the next draw still is one of warm-up."""
+        """Whether the next draw still belongs to warm-up."""
         return self.num_draws < self.num_warmup
 
     def integrator(
         self, integrator: AbstractIntegrator, size: Float[Array, ""], max_bias: float
     ) -> AbstractIntegrator:
-        """The integrator with the step and friction of the moment, guarded while it tunes.
+        """The integrator with its current step and friction, guarded during tuning.
 
         Args:
-            integrator: As the kernel has it.
+            integrator: The kernel's integrator.
             size: The number d of coordinates that move.
             max_bias: The relative bias b of a variance.
         """
@@ -123,14 +123,14 @@ class Adaptation(eqx.Module):
         return _Guarded(tuned, self.running, _effective(variance, size))
 
     def refreshed(self, target: Target, state: WalkState, key: PRNGKeyArray) -> WalkState:
-        """The state with a fresh velocity, in warm-up."""
+        """The state, with a fresh velocity during warm-up."""
         if state.velocity is None:
             return state
         fresh = target.noise(key, state.position)
         return state._replace(velocity=jnp.where(self.running, fresh, state.velocity))
 
     def scale(self, shape: tuple[int, ...]) -> Float[Array, "..."] | float:
-        """What the unit of each coordinate is multiplied with."""
+        """The factor that multiplies the unit of each coordinate."""
         if not self.adapt_mass_matrix:
             return 1.0
         return jnp.sqrt(self.state.inverse_mass_matrix).reshape(shape)
@@ -138,7 +138,7 @@ class Adaptation(eqx.Module):
     def update(
         self, statistic: Float[Array, ""] | None, position: Float[Array, "..."]
     ) -> "Adaptation":
-        """After one more draw.
+        """The adaptation after one more draw.
 
         Args:
             statistic: The mean of `AbstractIntegrator.acceptance_statistic` over the draw's steps.
@@ -167,7 +167,7 @@ class Adaptation(eqx.Module):
 
     @property
     def _num_early(self):
-        """The draws before the first window, or the last one if each restarts the step."""
+        """The number of draws before the first window, or the last if each restarts the step."""
         windows = build_adaptation_schedule(self.num_warmup)
         return windows[-1 if self.adapt_mass_matrix else min(1, len(windows) - 1)].start
 
@@ -188,7 +188,7 @@ class Adaptation(eqx.Module):
 
 
 class _Guarded(AbstractIntegrator):
-    """An unadjusted integrator that refuses wild steps while it is tuned."""
+    """An unadjusted integrator that rejects wild steps while it is tuned."""
 
     integrator: AbstractIntegrator
     running: Array
@@ -201,11 +201,11 @@ class _Guarded(AbstractIntegrator):
         self.step_size = integrator.step_size
 
     def init(self, target: Target, position, key) -> WalkState:
-        """As the integrator inside."""
+        """As for the inner integrator."""
         return self.integrator.init(target, position, key)
 
     def step(self, target, state, key):
-        """The step of the integrator inside, or the old state, turned back."""
+        """The inner integrator's step, or the old state with its velocity reversed."""
         proposal, energy_error = self.integrator.step(target, state, key)
         tame = energy_error**2 < 100 * self.variance
         velocity = None if state.velocity is None else -state.velocity
@@ -215,20 +215,20 @@ class _Guarded(AbstractIntegrator):
         return chosen, energy_error
 
     def observe(self, target, state):
-        """As the integrator inside."""
+        """As for the inner integrator."""
         return self.integrator.observe(target, state)
 
     def acceptance_statistic(self, energy_error):
-        """exp(-energy_error^2 / variance): 1 / sqrt(3) on the mean at the bound."""
+        """exp(-energy_error^2 / variance): 1 / sqrt(3) on average at the bound."""
         return jnp.where(jnp.isnan(energy_error), 0, jnp.exp(-(energy_error**2) / self.variance))
 
 
 def _effective(variance, size):
-    """The v at which exp(-e^2 / v) is 1 / sqrt(3) on the mean, for an error e of that variance.
+    """The v at which exp(-e^2 / v) is 1 / sqrt(3) on average, for an error e of that variance.
 
-    On a Gaussian e is a sum over the coordinates of products of two normal numbers: heavier in the
-    tails than a normal one, so that the smaller d, the smaller v. A fit to E (1 + 2 q / (k d))^-1/2
-    = 1 / sqrt(3), q ~ chi^2_d, k = v / variance, good to 0.2%.
+    On a Gaussian, e is a sum over coordinates of products of two normal numbers. Its tails are
+    heavier than normal, so v is smaller for small d. This is a fit to E (1 + 2 q / (k d))^-1/2
+    = 1 / sqrt(3), q ~ chi^2_d, k = v / variance, accurate to 0.2%.
     """
     return variance / (1 + 1 / size + 0.55 / size**2 + 0.08 / size**4)
 

@@ -1,4 +1,4 @@
-"""Langevin dynamics: what a step is, and a walk. Steps and frictions are in units of sigma."""
+"""Langevin dynamics: single steps and walks. Steps and frictions are in units of sigma."""
 
 import abc
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from numpyro_neb._internal.convolutions import for_compiled_loops
 
 
 class Target(NamedTuple):
-    """The law that a walk has, exp(-potential), and the scale on which it moves.
+    """The law of a walk, exp(-potential), and the scale on which it moves.
 
     Attributes:
         potential: The potential energy of one position, phi for a walk on an energy.
         unit: The unit of length: sigma, or an array that broadcasts against the position. A
-            coordinate whose unit is zero stays where it is.
+            coordinate whose unit is zero does not move.
         max_score: If not None, the force unit * gradient is cut to a norm of
-            max_score * sqrt(d), d the number of coordinates that move. A true score of sigma has a
-            root mean square norm of at most sqrt(d), so that 1 to 3 cuts only what a network gets
-            wrong. An infinite or NaN force is not cut: the walk is marked diverging.
+            max_score * sqrt(d), d the number of coordinates that move. Sigma times the true score
+            has a root mean square norm of at most sqrt(d), so that 1 to 3 cuts only a network's
+            errors. An infinite or NaN force is not cut: the walk is marked diverging.
     """
 
     potential: Callable[[Float[Array, "..."]], Float[Array, ""]]
@@ -35,25 +35,25 @@ class Target(NamedTuple):
         return jax.value_and_grad(for_compiled_loops(self.potential))(y)
 
     def force(self, gradient: Float[Array, "..."]) -> Float[Array, "..."]:
-        """What moves the walk: the gradient per unit of length, cut to `max_score`."""
+        """The force that moves the walk: unit * gradient, cut to `max_score`."""
         scaled = self.unit * gradient
         if self.max_score is None:
             return scaled
         limit = self.max_score * jnp.sqrt(jnp.sum(jnp.broadcast_to(self.unit, scaled.shape) > 0))
-        # By the largest component, whose square may overflow; an infinite one stays as it is.
+        # Scaled by the largest component, whose square may overflow; an infinite one is left alone.
         largest = jnp.max(jnp.abs(scaled))
         largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
         norm = largest * jnp.sqrt(jnp.sum((scaled / largest) ** 2))
         return scaled * jnp.minimum(1, (limit / norm).astype(scaled.dtype))
 
     def noise(self, key: PRNGKeyArray, y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Standard normal, of y's shape; zero where the unit is."""
+        """Standard normal noise of y's shape; zero where the unit is zero."""
         noise = jax.random.normal(key, y.shape, y.dtype)
         return noise if jnp.ndim(self.unit) == 0 else jnp.where(self.unit > 0, noise, 0)
 
 
 class WalkState(NamedTuple):
-    """Where a walk is.
+    """The state of a walk.
 
     Attributes:
         position: y.
@@ -76,10 +76,10 @@ class WalkState(NamedTuple):
 
 
 class AbstractIntegrator(eqx.Module):
-    """One step of a Markov chain with exp(-potential) as its law, or near it.
+    """One step of a Markov chain whose law is exp(-potential), exactly or nearly.
 
     The true Hess phi is at most I / sigma^2 in every direction, so that a step in units of sigma
-    is stable, or not, whatever the energy.
+    can be chosen to be stable for every energy.
 
     Attributes:
         step_size: The step, in units of length (sigma).
@@ -92,7 +92,7 @@ class AbstractIntegrator(eqx.Module):
 
     @abc.abstractmethod
     def init(self, target: Target, position: Float[Array, "..."], key: PRNGKeyArray) -> WalkState:
-        """The state of a walk that begins at `position`.
+        """The state of a walk that starts at `position`.
 
         Args:
             target: The law and the unit of length.
@@ -122,13 +122,13 @@ class AbstractIntegrator(eqx.Module):
         return state
 
     def acceptance_statistic(self, energy_error: Float[Array, ""]) -> Float[Array, ""] | None:
-        """What warm-up tunes the step by: a number between 0 and 1, larger for a smaller error.
+        """The number that warm-up tunes the step by: between 0 and 1, larger for a smaller error.
 
-        For a Metropolis integrator it is the acceptance probability. By default an unadjusted one
-        has none.
+        For a Metropolis integrator it is the acceptance probability. For an unadjusted one it is
+        None by default.
 
         Args:
-            energy_error: That of a step, as `step` returns it.
+            energy_error: The energy error of a step, as `step` returns it.
         """
         return None if self.target_accept_prob is None else accept_prob(energy_error)
 
@@ -144,12 +144,12 @@ def check_integrator(integrator: Any) -> None:
 def metropolis(
     key: PRNGKeyArray, state: WalkState, proposal: WalkState, energy_error: Float[Array, ""]
 ) -> WalkState:
-    """The proposal with probability min(1, exp(-energy_error)), or else the state, turned back.
+    """The proposal with probability min(1, exp(-energy_error)), or else the old state, reversed.
 
     Args:
         key: A JAX random key.
         state: Where the walk is.
-        proposal: Where it would go. It is rejected if its energy error is NaN.
+        proposal: Where it would go; rejected if its energy error is NaN.
         energy_error: Minus the logarithm of the Metropolis ratio.
 
     Returns:

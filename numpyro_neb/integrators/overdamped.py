@@ -14,7 +14,7 @@ class ULA(AbstractIntegrator):
     r"""Overdamped Langevin, unadjusted: y' = y - eta grad phi(y) + sqrt(2 eta) eps.
 
     eta = (step_size sigma)^2. On N(0, s^2) the stationary variance is s^2 / (1 - eta / (2 s^2)):
-    too wide, and unstable from step_size = sqrt(2) on. `ULA.paper()` is the walk of NEB. Where a
+    too wide, and unstable from step_size = sqrt(2) on. `ULA.paper()` is the walk of NEB. If
     published code writes the drift as delta^2 / 2 with noise delta, its delta is sqrt(2)
     step_size sigma here.
 
@@ -55,11 +55,11 @@ class ULA(AbstractIntegrator):
 
 
 class MALA(AbstractIntegrator):
-    r"""Overdamped Langevin with a Metropolis test: the step of `ULA`, accepted or not. Unbiased.
+    r"""Overdamped Langevin with a Metropolis test: a step of `ULA`, accepted or not. Unbiased.
 
     The ratio of a step from y to y' is exp(-phi(y') + phi(y)) q(y | y') / q(y' | y), with q the
-    density of the step. The law is exact at every step size; the best one has an acceptance rate
-    near 0.574 and falls as d^(-1/6) with the dimension.
+    density of the step. The law is exact at every step size; the best one gives an acceptance
+    rate near 0.574 and falls as d^(-1/6) with the dimension.
 
     Args:
         step_size: sqrt(eta) in units of sigma, positive, as for `ULA`.

@@ -12,14 +12,14 @@ from numpyro_neb.integrators.base import AbstractIntegrator, WalkState, kinetic,
 
 
 class BAOAB(AbstractIntegrator):
-    r"""Underdamped Langevin with unit mass, splitting BAOAB. The default.
+    r"""Underdamped Langevin with unit mass and the BAOAB splitting. The default.
 
     With h = step_size sigma and gamma = friction / sigma, a step is
     v -= h/2 grad phi(y);  y += h/2 v;  v = c v + sqrt(1 - c^2) eps;  y += h/2 v;
     v -= h/2 grad phi(y), with c = exp(-gamma h) = exp(-friction step_size).
 
     On N(0, s^2) the stationary variance of y is exactly s^2 for every stable step (h < 2 s), and
-    that of v is 1 - h^2 / (4 s^2). Elsewhere the bias of y is of order h^2. Where a published code
+    that of v is 1 - h^2 / (4 s^2). Elsewhere the bias of y is of order h^2. If published code
     multiplies the velocity by exp(-gamma) alone, its gamma is friction * step_size here.
 
     Args:
@@ -61,26 +61,26 @@ class BAOAB(AbstractIntegrator):
         y = state.position + h / 2 * target.unit * (v_before + v_after)
         potential, gradient = target(y)
         v_end = v_after - h / 2 * target.force(gradient)
-        # The work of the B steps; what the O step exchanges is heat, and no error.
+        # The work of the B steps; the O step exchanges heat, which is not an error.
         work = kinetic(v_before) - kinetic(v_start) + kinetic(v_end) - kinetic(v_after)
         return WalkState(y, v_end, potential, gradient), potential - state.potential + work
 
 
 class ABOBA(AbstractIntegrator):
-    r"""Underdamped Langevin with unit mass, splitting ABOBA: what published walk-jump codes use.
+    r"""Underdamped Langevin with unit mass and the ABOBA splitting of published walk-jump codes.
 
     With h = step_size sigma and gamma = friction / sigma, a step is
     y += h/2 v;  v -= h/2 grad phi(y);  v = c v + sqrt(1 - c^2) eps;  v -= h/2 grad phi(y);
     y += h/2 v, with c = exp(-gamma h) = exp(-friction step_size).
 
     On N(0, s^2) the stationary variance of y is exactly s^2 for every stable step (h < 2 s), and
-    that of v is 1 / (1 - h^2 / (4 s^2)). The gradient is taken in mid-step, so that the jump costs
-    one more gradient for every recorded draw; `BAOAB` has it for nothing and is less biased.
+    that of v is 1 / (1 - h^2 / (4 s^2)). The gradient is evaluated in mid-step, so the jump costs
+    one more gradient for every recorded draw; with `BAOAB` it is free and the bias is smaller.
 
     The published codes (Sachs et al. algorithm 1, walk-jump sampling of proteins) take a step
-    delta in the data's units, so step_size = delta / sigma; they give each unit of mass an inverse
-    mass u (Lipschitz^-1), which is 1 here: their (delta, u) is our h = delta sqrt(u). They
-    multiply the velocity by exp(-gamma), without the step: friction = gamma / step_size.
+    delta in the data's units, so step_size = delta / sigma. They have an inverse mass u
+    (Lipschitz^-1), which is 1 here: their (delta, u) is our h = delta sqrt(u). They multiply the
+    velocity by exp(-gamma), without the step: friction = gamma / step_size.
 
     Args:
         step_size: h in units of sigma, positive. Stable below 2.
@@ -110,7 +110,7 @@ class ABOBA(AbstractIntegrator):
         _check_underdamped(self)
 
     def init(self, target, position, key):
-        """The first mid-step from `position`: between steps the state is in the middle of one."""
+        """The middle of the first step from `position`: the state is always kept in mid-step."""
         v = _velocity(self, target, position, key)
         middle = position + self.step_size / 2 * target.unit * v
         return WalkState(middle, v, *target(middle))
@@ -141,10 +141,10 @@ class GHMC(AbstractIntegrator):
     With h = step_size sigma and gamma = friction / sigma, a step is
     v = c v + sqrt(1 - c^2) eps, c = exp(-gamma h);  v -= h/2 grad phi(y);  y += h v;
     v -= h/2 grad phi(y); then (y, v) is accepted with probability min(1, exp(-dH)), dH the change
-    of phi(y) + norm(v)^2 / 2 since the refreshment, or else y stays and v changes its sign.
+    of phi(y) + norm(v)^2 / 2 since the refreshment, or else y stays and v changes sign.
 
-    The law is exact at every step size. Every flip turns the walk back, so the acceptance rate
-    should be high, 0.9 or so; the step for it falls as d^(-1/6) with the dimension.
+    The law is exact at every step size. Every flip reverses the walk, so the acceptance rate
+    should be high, around 0.9; the step for that falls as d^(-1/6) with the dimension.
 
     Args:
         step_size: h in units of sigma, positive.

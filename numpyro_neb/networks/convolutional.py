@@ -36,10 +36,10 @@ def _extent_of_unet(arguments):
     extent=_extent_of_convnet,
 )
 class ConvNet(eqx.Module):
-    """The convolutional network of NEB: channels that grow, no pooling, a bottleneck, a scalar.
+    """The convolutional network of NEB: growing channels, no pooling, a bottleneck, a scalar.
 
-    Convolutions of 3 x 3 with the smooth ReLU u / (1 + exp(-u)) between them, a layer of ten, and a
-    scalar: what `NetworkEnergy` takes. The defaults are the paper's, made for a GPU. On a CPU take
+    3 x 3 convolutions with the smooth ReLU u / (1 + exp(-u)) between them, a layer of ten units,
+    and a scalar, for `NetworkEnergy`. The defaults are the paper's, sized for a GPU. On a CPU, use
     fewer channels and a stride of 2: `channels=(32, 64, 128), stride=2`.
 
     Args:
@@ -48,14 +48,14 @@ class ConvNet(eqx.Module):
         bottleneck: The units of the layer before the scalar.
         stride: The stride of each convolution: 1 keeps every pixel, 2 halves height and width.
         activation: A smooth function: with `jax.nn.relu`, phi has no Hessian.
-        conditional: Whether it takes a scalar t beside y, as the network of a `ConditionalEnergy`
-            does: as one more channel, constant over the image.
+        conditional: Whether it also takes a scalar t, like the network of a `ConditionalEnergy`:
+            as one more channel, constant over the image.
         key: A JAX random key, for the initial weights.
 
     Raises:
-        TypeError: If activation is not callable, or key is no random key.
-        ValueError: If the event is no image, a size is not a positive int, or t is missing or not
-            wanted.
+        TypeError: If activation is not callable, or key is not a random key.
+        ValueError: If the event is not an image, a size is not a positive int, or t is missing or
+            not expected.
 
     Reference:
         NEB section 6; Saremi et al., Deep energy estimator networks, arXiv 1805.08306.
@@ -124,26 +124,26 @@ _Blocks = tuple[tuple[eqx.nn.Conv2d, eqx.nn.Conv2d], ...]
 class UNet(eqx.Module):
     """A U-Net from images to images, for `ResidualEnergy`.
 
-    On the way down each level has residual blocks of two 3 x 3 convolutions, and halves the image;
-    on the way up it doubles it, and adds what the same level had on the way down. There is no
-    normalisation, so that each image has its own energy, and the smooth ReLU keeps it smooth.
+    On the way down, each level has residual blocks of two 3 x 3 convolutions, and halves the image;
+    on the way up, it doubles the image and adds its output from the way down. Without
+    normalisation each image has its own energy, and the smooth ReLU keeps the energy smooth.
 
     Args:
         event_shape: The shape of one image, (height, width) or (channels, height, width); height
             and width must be multiples of patch_size 2^(len(channels) - 1).
         channels: The channels of each level, from the finest to the coarsest.
-        num_blocks: Residual blocks of each level, on either way.
-        patch_size: The finest level sees patches of so many pixels squared as one: 2 costs about a
-            quarter.
+        num_blocks: Residual blocks per level, each way.
+        patch_size: The finest level sees a patch of patch_size x patch_size pixels as one: 2 costs
+            about a quarter as much as 1.
         activation: A smooth function: with `jax.nn.relu`, phi has no Hessian.
-        conditional: Whether it takes a scalar t beside y, as the network of a `ConditionalEnergy`
-            does: as one more channel, constant over the image.
+        conditional: Whether it also takes a scalar t, like the network of a `ConditionalEnergy`:
+            as one more channel, constant over the image.
         key: A JAX random key, for the initial weights.
 
     Raises:
-        TypeError: If activation is not callable, or key is no random key.
-        ValueError: If the event is no image, a size is not a positive int or does not divide, or t
-            is missing or not wanted.
+        TypeError: If activation is not callable, or key is not a random key.
+        ValueError: If the event is not an image or its size is not divisible as above, a size is
+            not a positive int, or t is missing or not expected.
 
     Reference:
         Ronneberger et al., U-Net, MICCAI 2015; its form for denoising is that of Zhang et al.,
@@ -198,7 +198,7 @@ class UNet(eqx.Module):
         conv = lambda before, after, size, silent=False: (  # noqa: E731
             _convolution(before, after, size, next(keys), silent)
         )
-        # A block is the identity at first, and the image zero: the energy is that of a Gaussian.
+        # Blocks start as the identity and the output as zero: the energy is that of a Gaussian.
         blocks = lambda size: tuple(  # noqa: E731
             (conv(size, size, 3), conv(size, size, 3, silent=True)) for _ in range(num_blocks)
         )
@@ -214,7 +214,7 @@ class UNet(eqx.Module):
     def __call__(
         self, y: Float[Array, "*event"], t: Float[Array, ""] | None = None
     ) -> Float[Array, "*event"]:
-        """The image for one image y, and one t if it is conditional."""
+        """The output image for one image y, and one t if it is conditional."""
         x = self.stem(_gather(_planes(self, y, t), self.patch_size))
         kept = []
         for blocks, halve in zip(self.down, (*self.halve, None), strict=True):
@@ -233,7 +233,7 @@ class UNet(eqx.Module):
 
 
 def _convolution(before, after, size, key, silent):
-    """Zero biases, and weights that keep the variance (LeCun), or none if it is silent at first."""
+    """Zero biases, and weights that keep the variance (LeCun), or zero weights if silent."""
     convolution = eqx.nn.Conv2d(before, after, size, padding=size // 2, key=key)
     shape, dtype = convolution.weight.shape, convolution.weight.dtype
     initial = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
@@ -275,5 +275,5 @@ def _image_shape(event_shape):
 
 def _channels(channels):
     sizes = check_sizes("channels", channels)
-    require(sizes, "channels must be those of at least one level, got ()")
+    require(sizes, "channels must have at least one entry, got ()")
     return sizes

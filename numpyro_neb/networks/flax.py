@@ -23,7 +23,7 @@ class _FlaxNetwork(eqx.Module):
     rest: NonTrainable
 
     def __getstate__(self) -> bytes:
-        # A module's activations are no leaves, so an energy can't see to their pickling.
+        # A module's activations are not leaves, so the energy can't take care of pickling them.
         stream = io.BytesIO()
         _Pickler(stream).dump(dict(vars(self)))
         return stream.getvalue()
@@ -38,7 +38,7 @@ class NNXNetwork(_FlaxNetwork):
 
     Attributes:
         params: The module's `nnx.Param`, which train.
-        rest: All else it holds: batch statistics, the state of random numbers. It never changes.
+        rest: Everything else: batch statistics, random number state. It never changes.
         graphdef: NNX's description of the module.
     """
 
@@ -70,21 +70,21 @@ class LinenNetwork(_FlaxNetwork):
 def from_nnx(module: "nnx.Module") -> NNXNetwork:
     """A Flax NNX module as a network for an energy.
 
-    Its `nnx.Param` train. Everything else, batch statistics among it, stays as it is, and the
+    Its `nnx.Param` are trained. Everything else, including batch statistics, stays fixed, and the
     module is evaluated in inference mode (`module.eval()`, on a copy): an energy has one value.
     `save` writes such an energy, and `load(path, like=energy)` reads it.
 
     Args:
-        module: Maps one array of the event shape, without a batch, to what the energy asks for. It
-            is not changed.
+        module: Maps one array of the event shape, without a batch axis, to what the energy
+            expects. It is not modified.
 
     Returns:
-        The network, which pickles where the module's own attributes do.
+        The network, which can be pickled if the module's attributes can.
 
     Raises:
-        TypeError: If `module` is no instance of `flax.nnx.Module`.
-        ValueError: If it has no `nnx.Param`, as a lazy module before its initialisation, or shapes
-            in place of arrays, as from `nnx.eval_shape`.
+        TypeError: If `module` is not an instance of `flax.nnx.Module`.
+        ValueError: If it has no `nnx.Param`, like a lazy module before its initialisation, or
+            shapes instead of arrays, as from `nnx.eval_shape`.
         ImportError: If Flax is not installed.
 
     Example:
@@ -108,23 +108,23 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
 def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNetwork:
     """A Flax Linen module and its variables as a network for an energy.
 
-    The collection "params" trains; the others stay as they are. Configure the module for inference
+    The collection "params" is trained; the others stay fixed. Configure the module for inference
     (`deterministic=True`, `use_running_average=True`): it is applied without random numbers, and
     nothing is mutable. `save` writes such an energy, and `load(path, like=energy)` reads it.
 
     Args:
-        module: Maps one array of the event shape, without a batch, to what the energy asks for.
+        module: Maps one array of the event shape, without a batch axis, to what the energy expects.
         variables: What `module.init(key, y)` returned.
 
     Returns:
-        The network. It pickles where `module` does: a layer of Linen's own does not, since its
+        The network. It can be pickled if `module` can: a built-in Linen layer can't, since its
         fields hold local functions, but a module that makes layers in `setup` or under
-        `@linen.compact` does.
+        `@linen.compact` can.
 
     Raises:
-        TypeError: If `module` is no instance of `flax.linen.Module`.
-        ValueError: If variables has no collection "params", or an empty one, or holds shapes in
-            place of arrays, as from `jax.eval_shape`.
+        TypeError: If `module` is not an instance of `flax.linen.Module`.
+        ValueError: If variables has no collection "params", or an empty one, or holds shapes
+            instead of arrays, as from `jax.eval_shape`.
         ImportError: If Flax is not installed.
 
     Example:
@@ -149,14 +149,14 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
 
 
 class _Key(eqx.Module):
-    """A typed random key by its bits, which a file holds."""
+    """A typed random key as its bits, which a file can hold."""
 
     bits: Array
     generator: str = eqx.field(static=True)
 
 
 def _stored(name, tree):
-    """`tree` with a JAX array for each leaf: a checkpoint's are NumPy's, which `save` passes by."""
+    """`tree` with JAX arrays as leaves: a checkpoint's are NumPy arrays, which `save` skips."""
     shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
     require(not shapes, f"{name} must hold arrays, got shapes alone: initialise, not eval_shape")
 

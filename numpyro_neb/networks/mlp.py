@@ -39,7 +39,7 @@ def _extent(arguments):
 
 
 def _width(arguments):
-    # Without hidden layers it is nothing's size.
+    # Without hidden layers, width_size is not used.
     return {"width_size": arguments["width_size"]} if arguments["depth"] else {}
 
 
@@ -55,7 +55,7 @@ configured(
         "activation": ACTIVATION,
         "final_activation": ACTIVATION,
     },
-    # Layers in one stack, scan=True, are another structure.
+    # With scan=True the layers are one stack, which is another structure.
     fields=lambda mlp: {} if getattr(mlp, "scan", False) else vars(mlp),
     extent=_extent_of_equinox,
 )(eqx.nn.MLP)
@@ -85,14 +85,13 @@ class MLP(eqx.Module):
         depth: The number of hidden layers.
         activation: The activation between layers; the smooth ReLU u / (1 + exp(-u)) of NEB by
             default. An energy has to be smooth: with `jax.nn.relu`, phi has no Hessian.
-        conditional: Whether it takes a scalar t beside y, as the network of a `ConditionalEnergy`
-            does.
+        conditional: Whether it also takes a scalar t, like the network of a `ConditionalEnergy`.
         key: A JAX random key, for the initial weights.
 
     Raises:
-        TypeError: If activation is not callable, or key is no random key.
+        TypeError: If activation is not callable, or key is not a random key.
         ValueError: If `out` is neither "event" nor "scalar", a size is not a positive int (depth
-            may be zero), or t is missing or not wanted.
+            may be zero), or t is missing or not expected.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb

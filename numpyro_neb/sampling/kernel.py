@@ -41,9 +41,9 @@ class WalkJumpState(NamedTuple):
         acceptance_rate: The mean acceptance probability of the draw's steps; None without a
             Metropolis test.
         step_size: The integrator's step times sigma / sqrt(inverse_temperature): in the data's
-            units, before any mass matrix that is tuned.
+            units, before any tuned mass matrix.
         diverging: Whether the walk has become NaN or infinite.
-        num_diverging: How many draws have, so far.
+        num_diverging: The number of diverging draws so far.
         adaptation: What warm-up has tuned; None if nothing is tuned.
         rng_key: The random key of the next draw.
     """
@@ -65,63 +65,63 @@ class WalkJumpState(NamedTuple):
 class WalkJumpKernel(ResumableKernel):
     r"""Walks on the smoothed density f(y) ∝ exp(-phi(y)), and jumps to x = E[X given Y=y].
 
-    A draw is `{"y": y, "x": x_hat(y)}`: y the state of the Langevin walk, x the jump from it,
-    y - sigma^2 grad phi(y), which is read off the gradient of the last step and costs nothing.
+    A draw is `{"y": y, "x": x_hat(y)}`: y is the state of the Langevin walk and x the jump from it,
+    y - sigma^2 grad phi(y), which reuses the gradient of the last step and costs nothing.
     The law of the jumps is narrower than that of X: Var(x) = Var(X) - E Cov(X given Y).
 
     Chains start from N(loc, scale^2 + sigma^2), or from the `init_params` given to `MCMC.run`: an
     array of shape (num_chains, *event_shape), without the first axis for one chain. Any
     `chain_method` works; "vectorized" is the fastest on one device. Extra fields are those of
     `WalkJumpState`; "lp", "energy", "step_size" and "diverging" are always recorded, and
-    "acceptance_rate" for Metropolis integrators. `extra_fields=("~draw.y",)` keeps the jumps only.
+    "acceptance_rate" for Metropolis integrators. `extra_fields=("~draw.y",)` keeps only the jumps.
 
-    With `model` the walk is on the joint density of a model's latent sites, unconstrained. A draw
-    holds the constrained sites under their own names, the deterministic ones, and `<site>_jump`
-    for each latent `SmoothedDensity` site: y - sigma^2 grad phi(y) of that site's own energy,
-    which costs one more gradient for each recorded draw. That is E[X given y, data] if the data
-    depend on y only. Steps are in that site's sigma. `init_params` are a dict of unconstrained
+    With `model`, the walk is on the joint density of a model's latent sites, unconstrained. A draw
+    holds the constrained sites under their names, the deterministic ones, and `<site>_jump` for
+    each latent `SmoothedDensity` site: y - sigma^2 grad phi(y) of that site's energy, which costs
+    one more gradient for each recorded draw. It equals E[X given y, data] if the data depend only
+    on y. Steps are in units of that site's sigma. `init_params` is a dict of unconstrained
     values, as for NUTS. The kernel can be a block of `numpyro.infer.Gibbs`.
 
-    Nothing is tuned on an energy unless asked for: the default step is near the best on any
-    smoothed density. A model whose latent sites are not all `SmoothedDensity` is tuned; switch
-    `adapt_step_size` on too where the data pin y down more sharply than sigma.
+    On an energy, nothing is tuned by default: the default step is near the best on any smoothed
+    density. A model is tuned if any latent site is not a `SmoothedDensity`; switch
+    `adapt_step_size` on as well if the data constrain y more tightly than sigma.
 
     A walk that becomes NaN or infinite stays so. Its draws are marked `diverging`, and counted in
-    the progress bar and by `print_summary`: take a smaller step, or a Metropolis integrator.
+    the progress bar and by `print_summary`: use a smaller step, or a Metropolis integrator.
 
     With `progress_bar=False` NumPyro recompiles its loop at every `run`. With the bar on it does
-    not, but each recorded draw costs about 0.1 ms; with `num_steps` of 10 or more that is next to
-    nothing.
+    not, but each recorded draw costs about 0.1 ms; with `num_steps` of 10 or more that is
+    negligible.
 
     Args:
-        energy: The energy phi; or else give `model`.
-        model: A NumPyro model; or else give `energy`.
+        energy: The energy phi; give either this or `model`.
+        model: A NumPyro model; give either this or `energy`.
         integrator: The step of the walk. The default, `BAOAB()` (step sigma, friction 0.2/sigma),
             needs no tuning on a smoothed density.
         num_steps: Steps of the walk between two draws, one gradient each.
-        inverse_temperature: beta of the walk's law exp(-beta phi); the jump stays that of phi. The
-            unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
+        inverse_temperature: beta of the walk's law exp(-beta phi); the jump is still that of phi.
+            The unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
         frozen: A boolean array of the event shape: True where y keeps the value of `init_params`
-            while the rest is drawn from f(rest given frozen): in-painting. With an energy only.
+            while the rest is drawn from f(rest given frozen): in-painting. Only with an energy.
         max_score: If not None, the force of a step, norm(grad phi) times the unit of length, is
-            cut to max_score * sqrt(d), d the coordinates that move: see `integrators.Target`.
+            cut to max_score * sqrt(d), with d coordinates that move: see `integrators.Target`.
         adapt_step_size: Whether warm-up tunes the step and the friction: see
             `adaptation.Adaptation`. By default only for a model with sites of unknown scale.
         adapt_mass_matrix: Whether warm-up makes each coordinate's standard deviation its unit. By
-            default only for such a model, where the step is tuned.
+            default only for such a model, if the step is tuned.
         target_accept_prob: The acceptance rate that a Metropolis integrator's step is tuned to;
             by default 0.574 for MALA, 0.9 for GHMC.
-        max_bias: The relative bias of the variances of y, on the mean over the coordinates, that an
-            unadjusted integrator's step is tuned to stay below.
-        init_strategy: One of NumPyro's, for the sites of a model that are not a
+        max_bias: A bound on the relative bias of the variances of y, averaged over the coordinates:
+            an unadjusted integrator's step is tuned to stay below it.
+        init_strategy: A NumPyro init strategy, for the sites of a model that are not a
             `SmoothedDensity`.
 
     Raises:
         TypeError: If `energy` is not an `AbstractEnergy` (the message says how to wrap it), `model`
             is not callable, or `integrator` is not an integrator.
-        ValueError: If both or neither of energy and model are given, a number is out of its range,
-            frozen has another shape than the event, or init_params another than above or is not
-            finite.
+        ValueError: If both or neither of energy and model are given, a number is out of range,
+            frozen does not have the event shape, or init_params does not have the shape above or is
+            not finite.
         FloatingPointError: If phi or its gradient is not finite where a walk starts.
 
     Reference:
@@ -161,7 +161,7 @@ class WalkJumpKernel(ResumableKernel):
             check_type("model", self.model, Callable, "callable")
         check_type("init_strategy", self.init_strategy, Callable, "callable")
         check_integrator(self.integrator)
-        # As plain numbers, which compare, hash and are written to files.
+        # Stored as plain numbers, which can be compared, hashed and written to files.
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()
         self._check_frozen()
@@ -213,7 +213,7 @@ class WalkJumpKernel(ResumableKernel):
     def refresh(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: WalkJumpState, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> WalkJumpState:
-        """The state with all that the model's arguments determine recomputed, for `Gibbs`."""
+        """The state, with all that depends on the model's arguments recomputed, for `Gibbs`."""
         return self._walker(model_args, model_kwargs).refresh(state)
 
     def wrap_model(self, wrapper: Callable) -> "WalkJumpKernel":
@@ -225,7 +225,7 @@ class WalkJumpKernel(ResumableKernel):
     def get_constrain_fn(
         self, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> Callable[[dict], dict]:
-        """The identity: a draw is constrained already."""
+        """The identity: a draw is already constrained."""
         del model_args, model_kwargs
         return identity
 
@@ -338,9 +338,9 @@ class _Walker(eqx.Module):
         return after._replace(num_diverging=state.num_diverging)
 
     def _state(self, integrator, target, walked, unit, rate, adaptation, rng_key):
-        """The state of a walk; its count of divergences is the caller's."""
+        """The state of a walk; the caller sets its count of divergences."""
         seen = integrator.observe(target, walked)
-        # Zero times what is finite is zero: one pass over the arrays finds all that is not.
+        # Zero times a finite number is zero: one pass over the arrays finds any other.
         finite = jnp.isfinite(seen.energy + jnp.sum(0 * (seen.position + seen.gradient)))
         return WalkJumpState(
             draw=self.density.record(seen.position, seen.gradient / self.inverse_temperature),
@@ -387,7 +387,7 @@ def _first_state(walker, rng_key, position):
     keys = jax.vmap(split, out_axes=1)(rng_key) if batched else split(rng_key)
     density = walker.density
     if position is None:
-        # In a model, NumPyro looks for a position of finite density, and raises without one.
+        # For a model, NumPyro searches for a position of finite density, or raises an error.
         position = density.start(keys[1])
     # The Hessian of beta phi is at most beta / sigma^2: a shorter unit keeps the step stable.
     unit = density.unit() / walker.inverse_temperature**0.5
@@ -396,7 +396,7 @@ def _first_state(walker, rng_key, position):
 
 
 def _check_start(name, state):
-    """Raises an error if the walk begins where the density is zero: it would stay there."""
+    """Raises an error if the walk starts where the density is zero: it would stay there."""
     diverging = state.diverging
     if isinstance(diverging, Tracer) or not diverging.is_fully_addressable:
         return

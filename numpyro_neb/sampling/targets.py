@@ -1,4 +1,4 @@
-"""What a kernel walks on: the density of an energy, or the joint density of a model."""
+"""The densities that kernels walk on: that of an energy, or the joint density of a model."""
 
 import abc
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from numpyro_neb.models.smoothed_density import SmoothedDensity
 class AbstractDensity(eqx.Module):
     """The density exp(-potential) that a kernel walks on.
 
-    A position is one array of floats. What a user sees of it is `record`.
+    A position is one array of floats; `record` gives what users see of it.
     """
 
     @property
@@ -52,11 +52,11 @@ class AbstractDensity(eqx.Module):
 
     @abc.abstractmethod
     def unit(self) -> Float[Array, "..."]:
-        """The unit of length of each coordinate; zero where one keeps its value."""
+        """The unit of length of each coordinate; zero for one that is fixed."""
 
     @abc.abstractmethod
     def reference(self, unit: Float[Array, "..."]) -> Float[Array, ""]:
-        """Of the units of all coordinates, the one in which the step is reported."""
+        """The coordinate unit in which the step is reported."""
 
     @abc.abstractmethod
     def record(
@@ -74,19 +74,19 @@ class AbstractDensity(eqx.Module):
         """Random positions to start from, one for each key; `key` may be a single one.
 
         Raises:
-            ValueError: If they must be given.
+            ValueError: If `init_params` must give them.
         """
 
     @abc.abstractmethod
     def position(self, init_params: Any, chains: tuple[int, ...]) -> Float[Array, "..."]:
-        """Where a user's `init_params` say that the chains start.
+        """The positions at which the chains start, from `init_params`.
 
         Args:
             init_params: As given to `MCMC.run`.
             chains: The leading dimensions of each value: (num_chains,), or () for one chain.
 
         Raises:
-            ValueError: If they have another structure or shape, or are not finite.
+            ValueError: If they have the wrong structure or shape, or are not finite.
         """
 
 
@@ -96,7 +96,7 @@ class EnergyDensity(AbstractDensity):
 
     Attributes:
         energy: The energy phi.
-        frozen: Where True, a coordinate of y keeps its first value; None for none.
+        frozen: True for each coordinate of y that keeps its first value; None for none.
     """
 
     energy: AbstractEnergy
@@ -117,7 +117,7 @@ class EnergyDensity(AbstractDensity):
         return sigma if self.frozen is None else jnp.where(self.frozen, 0, sigma)
 
     def reference(self, unit: Float[Array, "..."]) -> Float[Array, ""]:
-        """The unit of the step that is reported: that of the coordinates that move."""
+        """The unit of the reported step: that of the coordinates that move."""
         return jnp.max(unit)
 
     def record(
@@ -128,7 +128,7 @@ class EnergyDensity(AbstractDensity):
 
     def start(self, key: Array) -> Float[Array, "..."]:
         """Draws from N(loc, scale^2 + sigma^2), one for each key."""
-        what = "init_params must be given where coordinates are frozen: they keep its values"
+        what = "init_params must be given if coordinates are frozen: they keep its values"
         require(self.frozen is None, what)
         draw = partial(initial_position, self.energy)
         return draw(key) if is_prng_key(key) else jax.vmap(draw)(key)
@@ -164,8 +164,8 @@ class ModelDensity(AbstractDensity):
         model: The model.
         model_args: Its positional arguments.
         model_kwargs: Its keyword arguments.
-        init_strategy: One of NumPyro's, for the sites that are not a `SmoothedDensity`; those start
-            from N(loc, scale^2 + sigma^2), or where `init_to_value` says.
+        init_strategy: A NumPyro init strategy, for sites that are not a `SmoothedDensity`; one that
+            is starts from N(loc, scale^2 + sigma^2), or where `init_to_value` puts it.
 
     Raises:
         ValueError: If the model has no latent site, or a discrete one.
@@ -185,7 +185,7 @@ class ModelDensity(AbstractDensity):
         model_kwargs: dict[str, Any] | None,
         init_strategy: Callable = init_to_uniform,
     ):
-        # Sites that are not given a value here are the same at every call.
+        # With a fixed seed, sites without a given value are the same at every call.
         self._model = seed(model, jax.random.key(0))
         self._unseeded = model
         self._args, self._kwargs = model_args, model_kwargs or {}
@@ -207,11 +207,11 @@ class ModelDensity(AbstractDensity):
         return self._trace(substitute_fn=self._init_strategy)
 
     def jumps(self, values: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
-        """The jump from each `SmoothedDensity` site, under its own name `<site>_jump`.
+        """The jump from each `SmoothedDensity` site, under the name `<site>_jump`.
 
         Args:
-            values: The constrained values of all latent sites, and of others, which do not count.
-                If a latent one is missing there are no jumps: they may depend on it.
+            values: The constrained values of all latent sites; other sites are ignored. If a latent
+                one is missing, no jumps are returned: they may depend on it.
         """
         if any(site.name not in values for site in self._sites):
             return {}
@@ -223,7 +223,7 @@ class ModelDensity(AbstractDensity):
         return found
 
     def constant_sigmas(self, first: dict[str, dict[str, Any]]) -> dict[str, Float[Array, "..."]]:
-        """The sigma of each `SmoothedDensity` site, observed or not, that no latent site moves.
+        """Each `SmoothedDensity` site's sigma, observed or not, if no latent site changes it.
 
         Args:
             first: The trace at a position, as from `sites`.
@@ -239,7 +239,7 @@ class ModelDensity(AbstractDensity):
         return {name: sigma for name, sigma in found.items() if not jnp.any(moved[name])}
 
     def unit(self) -> Float[Array, " d"]:
-        """The sigma of the coordinates of a `SmoothedDensity`, one for others."""
+        """Sigma for the coordinates of a `SmoothedDensity`, one for others."""
         sites = self.sites()
         units = {}
         for site in self._sites:
@@ -249,7 +249,7 @@ class ModelDensity(AbstractDensity):
         return ravel_pytree(units)[0]
 
     def reference(self, unit: Float[Array, " d"]) -> Float[Array, ""]:
-        """The unit of the step that is reported: the first `SmoothedDensity`'s sigma, or one."""
+        """The unit of the reported step: the first `SmoothedDensity`'s sigma, or one."""
         names = [site.name for site in self._sites if site.smoothed]
         values = self._unravel(unit)
         return jnp.ravel(values[names[0]])[0] if names else jnp.ones((), unit.dtype)
@@ -291,16 +291,16 @@ class ModelDensity(AbstractDensity):
 
         Args:
             init_params: Unconstrained values, as NumPyro's kernels take them; constrained ones in
-                a block of `Gibbs`, which hands them on so.
+                a block of `Gibbs`, which passes those.
             chains: The leading dimensions of each value.
 
         Raises:
-            ValueError: If a site is missing, has another shape or is not finite.
+            ValueError: If a site is missing, has the wrong shape or is not finite.
         """
         names = [site.name for site in self._sites]
         got = list(init_params) if isinstance(init_params, dict) else kind(init_params)
         fits = isinstance(init_params, dict) and set(got) == set(names)
-        require(fits, f"init_params must be a dict with a value of each of {names}, got {got}")
+        require(fits, f"init_params must be a dict with a value for each of {names}, got {got}")
         values = {name: finite(f"init_params[{name!r}]", init_params[name]) for name in names}
         if GIBBS_SITES_KWARG in self._kwargs:
             sites = self._trace(substitute_fn=lambda site: values.get(site["name"]))
@@ -339,7 +339,7 @@ class ModelDensity(AbstractDensity):
                 shape = biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))
                 sites.append(_Site(name, shape, smoothed_density(site["fn"]) is not None))
 
-        # Shapes alone: nothing of the model is computed.
+        # Only shapes: nothing in the model is computed.
         jax.eval_shape(look)
         for name in {f"{site.name}_jump" for site in sites if site.smoothed} & names:
             raise ValueError(f"model must have no site {name!r}: that is the jump's name")
@@ -348,14 +348,14 @@ class ModelDensity(AbstractDensity):
 
 
 def smoothed_density(fn: Any) -> SmoothedDensity | None:
-    """The SmoothedDensity inside what plates, `to_event` and `mask` made of it, or None."""
+    """The SmoothedDensity inside the wrappers of plates, `to_event` and `mask`, or None."""
     while isinstance(fn, (ExpandedDistribution, Independent, MaskedDistribution)):
         fn = fn.base_dist
     return fn if isinstance(fn, SmoothedDensity) else None
 
 
 def _start_of_site(site=None, strategy=init_to_uniform):
-    """A NumPyro init strategy: a SmoothedDensity from its own Gaussian, the rest by `strategy`."""
+    """A NumPyro init strategy: a SmoothedDensity from its Gaussian, the rest by `strategy`."""
     if site is None:
         return partial(_start_of_site, strategy=strategy)
     if site["type"] != "sample" or site["is_observed"]:

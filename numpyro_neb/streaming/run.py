@@ -1,4 +1,4 @@
-"""Long runs: an MCMC taken in pieces, its draws written as they come, its state in a file."""
+"""Long runs: an MCMC run in pieces, its draws written as they come, its state in a file."""
 
 import functools
 import os
@@ -40,25 +40,25 @@ def stream(
 ) -> Any:
     """Runs an MCMC and writes its draws to a Zarr store as they come.
 
-    Stopped at any moment, by Ctrl-C or `kill -9`, the same call resumes after the last whole write,
-    with the draws that an undisturbed run gives, bit for bit: those of `mcmc.run(key)`. The store
-    opens at any moment, as `xarray.open_datatree(store, engine="zarr")` or, under ArviZ 1.x,
-    `arviz.from_zarr(store)`, and holds whole draws only. Memory holds `draws_per_write` draws, and
-    the loop is compiled once; a last, shorter piece is compiled separately. To extend a store that
-    is complete, call with an MCMC of more `num_samples`.
+    After a stop at any moment, by Ctrl-C or `kill -9`, the same call resumes after the last
+    complete write, with the draws of an uninterrupted `mcmc.run(key)`, bit for bit. The store can
+    be opened at any moment, as `xarray.open_datatree(store, engine="zarr")` or, under ArviZ 1.x,
+    `arviz.from_zarr(store)`, and holds only whole draws. Memory holds `draws_per_write` draws, and
+    the loop is compiled once; a last, shorter piece is compiled separately. To extend a complete
+    store, call with an MCMC of more `num_samples`.
 
-    The groups are those of `to_arviz`. Warm-up is not written: stopped in it, the call starts from
-    the beginning. Two processes must not write to one store at a time, and a store is safe from the
-    end of the process, not from that of the machine's power.
+    The groups are those of `to_arviz`. Warm-up is not written: after a stop during it, the call
+    starts from the beginning. Two processes must not write to one store at a time. A store
+    survives the end of the process, but maybe not a power failure.
 
     Args:
         mcmc: An `MCMC(WalkJumpKernel(...))`; it is not modified.
-        key: What `mcmc.run` takes: a JAX random key, or one for each chain.
-        store: The folder to write, `draws.zarr` say.
+        key: As for `mcmc.run`: a JAX random key, or one for each chain.
+        store: The folder to write, say `draws.zarr`.
         draws_per_write: Draws of each chain in a write and in a chunk of the store.
         model_args: The arguments of a kernel's model.
         model_kwargs: Its keyword arguments.
-        init_params: What `mcmc.run` takes: where the chains start.
+        init_params: As for `mcmc.run`: where the chains start.
         extra_fields: More fields of the state to record, as for `mcmc.run`.
         coords: As for `to_arviz`.
         dims: As for `to_arviz`.
@@ -72,13 +72,13 @@ def stream(
     Raises:
         TypeError: If `mcmc` is not an MCMC of a `WalkJumpKernel`, key not a random key, or store
             not a path.
-        ValueError: If `draws_per_write` is not a positive int; if `store` is there and is not a
-            stream, holds more draws than are asked for, or another run's, with what differs; or if
-            its state is damaged.
+        ValueError: If `draws_per_write` is not a positive int; if `store` exists and is not a
+            stream, holds more draws than are asked for, or is from another run (the message says
+            what differs); or if its state is damaged.
         ModuleNotFoundError: Without zarr: `pip install 'numpyro-neb[stream]'`.
 
     Warns:
-        UserWarning: If draws are diverging: with the chain and the first such draw.
+        UserWarning: If draws are diverging; it names the chain and the first such draw.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, numpyro_neb as neb
@@ -121,8 +121,8 @@ def stream(
                 bar.set_postfix(diverging=int(np.sum(state.num_diverging)))
                 done = stop
         except KeyboardInterrupt:
-            text = f"stream was stopped after {done:,} of {total:,} draws; the same call goes on"
-            kept = f"from those in {store}." if done else "from the start."
+            text = f"stream was stopped after {done:,} of {total:,} draws; the same call"
+            kept = f"resumes from those in {store}." if done else "starts over."
             bar.write(f"{text} {kept}", file=sys.stderr)
             raise
     data = target.opened()
@@ -134,7 +134,7 @@ def save_state(path: str | os.PathLike, mcmc: MCMC) -> None:
     """Writes `mcmc.last_state` to a safetensors file: `load_state` resumes from it.
 
     Args:
-        path: Where to; an existing file is replaced once the new one is on disk.
+        path: The file to write; an existing one is replaced once the new one is on disk.
         mcmc: An `MCMC(WalkJumpKernel(...))` that has run.
 
     Raises:
@@ -178,8 +178,8 @@ def load_state(
 
     Raises:
         TypeError: If `mcmc` is not an MCMC of a `WalkJumpKernel`.
-        ValueError: If the file is truncated, damaged, foreign or of a newer format, or the state of
-            another run, with what differs.
+        ValueError: If the file is truncated, damaged, foreign or of a newer format, or is from
+            another run (the message says what differs).
         FileNotFoundError: If there is no such file.
     """
     check_type("path", path, str | os.PathLike, "a path")
@@ -189,7 +189,7 @@ def load_state(
 
 
 class _Run:
-    """An MCMC taken in pieces."""
+    """An MCMC run in pieces."""
 
     def __init__(
         self, mcmc: MCMC, model_args: tuple, model_kwargs: dict[str, Any], extra_fields: tuple
@@ -213,7 +213,7 @@ class _Run:
         }
 
     def template(self) -> PyTree:
-        """The structure and the dtypes of a state; the shapes of some arrays may be others."""
+        """The structure and the dtypes of a state; the shapes of some arrays may differ."""
         kernel = WalkJumpKernel(
             **{name: value for name, value in vars(self.kernel).items() if name != "frozen"}
         )
@@ -233,16 +233,16 @@ class _Run:
         return jax.device_get(warm.last_state)
 
     def piece(self, state: PyTree, num_draws: int, first: bool) -> tuple[MCMC, PyTree]:
-        """An MCMC that has run for so many draws, and the state after them.
+        """An MCMC that has run for `num_draws` draws, and the state after them.
 
-        NumPyro leaves out the first `num_samples % thinning` states, which is why the first piece
-        is told from the others.
+        NumPyro drops the first `num_samples % thinning` states, so the first piece takes that many
+        more.
         """
         thinning = self.mcmc.thinning
         left_out = self.mcmc.num_samples % thinning if first else 0
         piece = self._like(num_draws * thinning + left_out)
         draws, after = jax.device_get(self._advance(state, piece.num_samples))
-        # Another MCMC than the one that ran: `run` leaves tracers behind in one that is traced.
+        # Not the MCMC that ran: when traced, `run` leaves tracers behind in it.
         set_run(piece, draws, after, self.args, self.kwargs)
         return piece, after
 

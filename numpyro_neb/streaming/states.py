@@ -1,4 +1,4 @@
-"""The state of a sampler in a file, with the settings of the run that it is of."""
+"""A sampler's state in a file, with the settings of its run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from numpyro_neb._internal.checks import require, short
 from numpyro_neb.files.energy_file import read_arrays, write_arrays
 
 _FORMAT = "numpyro_neb sampler state"
-# What an error calls some settings. Version 0.1.0 wrote these words to files, too.
+# The names of some settings in error messages. Version 0.1.0 also wrote them to files.
 _WORDS = {"model_args": "model arguments", "num_samples_mod_thinning": "num_samples % thinning"}
 _IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 def write_state(path: Path, state: PyTree, settings: dict[str, Any]) -> None:
-    """Writes a state to a safetensors file, whole or not at all.
+    """Writes a state to a safetensors file, atomically.
 
     Args:
-        path: Where to.
-        state: A pytree of arrays, with random keys of any sort among them.
+        path: The file to write.
+        state: A pytree of arrays, which may include random keys of any kind.
         settings: What the draws depend on, as JSON.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -36,34 +36,34 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
 
     Args:
         path: The file.
-        template: The state of one chain, or shapes and dtypes in its place.
-        settings: Those that the file must have, with the number of chains among them.
+        template: The state of one chain, or its shapes and dtypes.
+        settings: Those that the file must have, including the number of chains.
 
     Raises:
-        ValueError: If the file is truncated, damaged, foreign or of another format version, or the
-            state of another run, with what differs.
+        ValueError: If the file is truncated, damaged, foreign or of another format version, or is
+            from another run (the message says what differs).
         FileNotFoundError: If there is no such file.
     """
     config, arrays = read_arrays(path, _FORMAT)
     try:
         theirs, dtypes = dict(config["settings"]), dict(config["dtypes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no state: {error}") from error
+        raise ValueError(f"{path} does not hold a state: {error}") from error
     for name, value in settings.items():
         words = _WORDS.get(name, name)
         found = theirs.get(name, theirs.get(words))
         require(
             found == value,
-            f"{path} is of a run with another {words} ({short(found)}, now {short(value)}):"
-            " give the same to go on with it, or another path",
+            f"{path} is from a run with another {words} ({short(found)}, now {short(value)}):"
+            " pass the same to resume it, or use another path",
         )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {jax.tree_util.keystr(at): leaf for at, leaf in leaves}
     odd = (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys())
-    require(not odd, f"{path} holds another state: not in both are {short(sorted(odd))}")
+    require(not odd, f"{path} holds another state: only one of the two has {short(sorted(odd))}")
     num_chains = settings["num_chains"]
     chains = ((num_chains,),) if num_chains > 1 else ((), (1,))
-    # A scalar, the unit of length say, may be one for each coordinate.
+    # A scalar, such as the unit of length, may be an array with one value per coordinate.
     shapes = {leaf.shape for leaf in expected.values()}
     values = []
     for name, leaf in expected.items():
@@ -86,14 +86,14 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
 
 
 def raw(leaf: Any) -> Any:
-    """An array's numbers, those of a typed random key too."""
+    """An array's numbers; for a typed random key, its bits."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf
 
 
 def _key(array, dtype):
-    """The inverse of `raw`, of a random key: typed, or its bare numbers."""
+    """The inverse of `raw` for a random key: typed, or bare numbers."""
     if dtype == "uint32" and array.dtype == dtype and array.shape[-1:] in ((2,), (4,)):
         return array
     return jax.random.wrap_key_data(array, impl=_IMPLEMENTATIONS[dtype])

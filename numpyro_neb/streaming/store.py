@@ -1,12 +1,12 @@
 """Long runs: draws written to a Zarr store as they come, and a sampler's state in a file.
 
 A store is an ordinary Zarr hierarchy, format 3, with a file of the sampler's state next to the
-root's metadata. Three facts make it whole at every moment, also after `kill -9`:
+root's metadata. Three facts keep it consistent at every moment, even after `kill -9`:
 
-- draws are written beyond the end that readers see, in chunks of their own, and Zarr replaces a
-  file by renaming a new one;
+- draws are written beyond the end that readers see, in separate chunks, and Zarr replaces a file
+  by renaming a new one;
 - the root's consolidated metadata, one small file, says how many draws there are. It is replaced
-  last. (Each group has its own for who opens it alone.)
+  last. (Each group has its own, for readers that open only that group.)
 - the sampler's state is written before that, under a name with the number of draws.
 
 What a killed process wrote beyond the end is written again, with the same bits.
@@ -29,7 +29,7 @@ from numpyro_neb.streaming.states import read_state, write_state
 _FORMAT = "numpyro_neb stream"
 _VERSION = 1
 _PER_DRAW = ("posterior", "sample_stats", "log_likelihood")
-# What Zarr writes numbers and strings with. Of other codecs, one could run code.
+# The codecs that Zarr uses for numbers and strings. Another codec could run code.
 _CODECS = {"bytes", "zstd", "vlen-utf8"}
 _FORMAT_2 = {".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
@@ -50,12 +50,12 @@ class Store:
         if not self.path.exists():
             return 0
         check_plain(self.path)
-        foreign = f"store must be a stream of numpyro_neb or not there, got {self.path}"
+        foreign = f"store must be a numpyro_neb stream or a new path, got {self.path}"
         try:
             root = zarr.open_consolidated(str(self.path), mode="r", zarr_format=3)
             found, version = root.attrs.get("format"), root.attrs.get("version")
             _, num_draws = root["sample_stats/diverging"].shape
-        except Exception:  # zarr raises of every kind, whatever is there
+        except Exception:  # zarr raises errors of any kind, depending on what is there
             raise ValueError(foreign) from None
         require(found == _FORMAT, foreign)
         what = f"format version {short(version)}, and this numpyro_neb reads {_VERSION}"
@@ -64,19 +64,19 @@ class Store:
         return num_draws
 
     def state(self, num_draws: int, template: PyTree) -> PyTree:
-        """The sampler's state after so many draws, if they are those of the same run."""
+        """The sampler's state after `num_draws` draws, if they are from the same run."""
         path = _state_path(self.path, num_draws)
         require(path.exists(), f"store {self.path} is damaged: {path.name} is missing")
         state = read_state(path, template, self.settings)
         try:
             self._check_arrays()
-        except Exception as error:  # zarr raises of every kind
+        except Exception as error:  # zarr raises errors of any kind
             raise ValueError(f"store {self.path} is damaged: {error}") from error
         return state
 
     def write(self, data: Any, start: int, stop: int, state: PyTree) -> None:
         """Writes the draws from `start` to `stop`, and the state after them."""
-        # The first draws go to another folder, which is renamed: a store is never there in part.
+        # The first draws go to another folder, which is renamed: a store never exists in part.
         path = self.path if start else self.path.with_name(f".{self.path.name}.tmp")
         if start:
             for group in _groups(path):
@@ -103,9 +103,9 @@ class Store:
     def _check_arrays(self):
         """Raises an error if an array is not one that `write` makes.
 
-        A store may be somebody else's. No codec may run code, and no chunk be larger than its
-        array, or the draws of one write: it would be held in memory. Zarr reads an array's metadata
-        from its own file, its group's or the root's: all of them are checked.
+        A store may come from someone else. No codec may run code, and no chunk may be larger than
+        its array, or the draws of one write: it would be held in memory. Zarr reads an array's
+        metadata from its own file, its group's or the root's: all of them are checked.
         """
         for path in self.path.rglob("*"):
             require(path.name not in _FORMAT_2, f"{path} is of Zarr's format 2")
@@ -128,7 +128,7 @@ class Store:
         require(len(dims) == len(shape) == len(chunk), odd)
         for dim, size, length in zip(dims, shape, chunk, strict=True):
             same = dim != "chain" or size == self.settings["num_chains"]
-            require(same, f"{path} is of {size} chains")
+            require(same, f"{path} has {size} chains")
             most = self.settings["draws_per_write"] if dim == "draw" else max(size, 1)
             require(length <= most, odd)
 
@@ -162,7 +162,7 @@ def _append(path, dataset, start, stop):
         shape = (*values.shape[:axis], stop, *values.shape[axis + 1 :])
         array = group.get(name)
         others = None if array is None else (*array.shape[:axis], stop, *array.shape[axis + 1 :])
-        # Some xarrays store truth values as bytes, and say so in an attribute.
+        # Some xarray versions store booleans as bytes, and say so in an attribute.
         stored = {values.dtype, np.dtype("i1") if values.dtype == bool else values.dtype}
         if array is None or others != shape or array.dtype not in stored:
             raise ValueError(f"store {path.parent} is damaged: {path.name}/{name} has changed")
@@ -172,15 +172,15 @@ def _append(path, dataset, start, stop):
 
 
 def _groups(path):
-    """Those that have draws; an energy's walk has no likelihood."""
+    """The groups that have draws; a walk on an energy has no likelihood."""
     return [group for group in _PER_DRAW if (path / group).is_dir()]
 
 
 def _commit(path):
-    """Lets readers see what is there: one small file, replaced whole."""
+    """Lets readers see what is there: one small file, replaced atomically."""
     zarr = _zarr()
     with warnings.catch_warnings():
-        # The state's file is not Zarr's, and what is consolidated is for xarray.
+        # Zarr warns of the state's file, and of consolidated metadata, which is for xarray.
         warnings.simplefilter("ignore", UserWarning)
         for group in (*_groups(path), None):
             zarr.consolidate_metadata(str(path), path=group, zarr_format=3)

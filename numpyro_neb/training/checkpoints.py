@@ -1,4 +1,4 @@
-"""Checkpoints of a training, written by orbax: each whole or not at all."""
+"""Checkpoints of a training run, written atomically by orbax."""
 
 import hashlib
 import json
@@ -18,17 +18,17 @@ from numpyro_neb._internal.checks import require, short
 from numpyro_neb.training.devices import Devices, digest
 
 _FORMAT = "numpyro_neb training"
-# Version 1, of numpyro_neb 0.1.0, told trainings apart by sentences. It is still read.
+# Version 1, of numpyro_neb 0.1.0, identified a training run by sentences. It can still be read.
 _VERSION = 2
 _KEPT = 2
-# What stands for a plain function as objective.
+# The identity of an objective that is a plain function.
 FUNCTION = "function"
-# What messages say of what tells trainings apart and is not called as an argument is.
+# Words for messages: the parts of an identity that are not named after an argument.
 _IN_WORDS = {"fixed_arrays": "sigma, loc, scale or non-trainable array"}
 
 
 def in_words(name: str) -> str:
-    """What messages say of one of the names that tell trainings apart."""
+    """The name of one part of an identity, as messages put it."""
     return _IN_WORDS.get(name, name)
 
 
@@ -48,13 +48,13 @@ def load_orbax() -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in one folder.
+    """The checkpoints of one training run, in one folder.
 
     Args:
-        folder: Where to; it is made if it is not there.
-        every: Steps, or time, between two of them.
-        identity: What tells this training from others, as JSON by name: another one's checkpoints
-            are refused. Names and values are identifiers, the same from release to release.
+        folder: Where to write them; created if it does not exist.
+        every: Steps, or time, between checkpoints.
+        identity: What identifies this training run, as JSON by name: checkpoints of another run
+            are refused. Names and values are identifiers and stay the same across releases.
         devices: Where the training runs. Several processes write one checkpoint together, and
             call the methods together.
 
@@ -94,17 +94,17 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def due(self, done: int) -> bool:
-        """Whether a checkpoint is to be written after so many steps."""
+        """Whether to write a checkpoint after `done` steps."""
         if isinstance(self.every, int):
             return done % self.every == 0
         over = time.monotonic() - self._last_time >= self.every.total_seconds()
         if self.devices.several_processes:
-            # Clocks differ, and to ask each other at every step would cost one.
+            # Clocks differ, so one process decides; asking it at every step would be slow.
             return done % 100 == 0 and self.devices.decided(over)
         return over
 
     def save(self, done: int, state: PyTree, progress: dict[str, Any]) -> None:
-        """Writes the state after `done` steps, unless that is there already."""
+        """Writes the state after `done` steps, unless it is already saved."""
         self._last_time = time.monotonic()
         if self._manager.latest_step() == done:
             return
@@ -126,10 +126,10 @@ class Checkpoints:
         """The steps done, the state and the progress of the newest checkpoint, if there is one.
 
         Args:
-            state: One of the same structure.
+            state: A state of the same structure.
 
         Raises:
-            ValueError: If it is damaged, of another training, or of another format version.
+            ValueError: If it is damaged, or from another training run or format version.
         """
         done = self._manager.latest_step()
         shared = "newest checkpoint in checkpoint_dir (a folder that all of them see)"
@@ -138,14 +138,14 @@ class Checkpoints:
             return None
         args, path = self._ocp.args, self.folder / str(done)
         try:
-            # orbax given a damaged file leaves tasks behind that fail later and say so.
+            # Check first: given a damaged file, orbax leaves tasks behind that fail and log later.
             check_sums(path)
             found = self._manager.restore(done, args=args.Composite(header=args.JsonRestore()))
             header = found["header"]
             intact = header.pop("sha256") == _digest_of_header(header)
-            _require(intact, _damaged(path, "the checksum of its header does not fit"))
+            _require(intact, _damaged(path, "the checksum of its header does not match"))
             self._check_header(header, path)
-            # Where the arrays are to lie: the devices that wrote them may be gone.
+            # Where to place the arrays: the devices that wrote them may be gone.
             abstract = [
                 jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
                 for x in jax.tree.leaves(state)
@@ -153,22 +153,22 @@ class Checkpoints:
             restore = args.Composite(state=args.StandardRestore(abstract))
             leaves = self._manager.restore(done, args=restore)["state"]
             intact = digest(leaves) == header["arrays"]
-            _require(intact, _damaged(path, "the checksum of its arrays does not fit"))
+            _require(intact, _damaged(path, "the checksum of its arrays does not match"))
             validation = [(int(step), float(x)) for step, x in header["progress"]["validation"]]
             progress = {"stopped": bool(header["progress"]["stopped"]), "validation": validation}
         except _RefusedError as error:
             raise ValueError(str(error)) from None
-        except Exception as error:  # orbax and tensorstore raise of every kind
+        except Exception as error:  # orbax and tensorstore raise errors of any kind
             raise ValueError(_damaged(path, error)) from error
         return done, jax.tree.unflatten(jax.tree.structure(state), leaves), progress
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Releases the folder."""
         self._manager.close()
 
     def _check_header(self, header, path):
         ours = header["format"] == _FORMAT
-        _require(ours, f"{path} is no checkpoint of numpyro_neb")
+        _require(ours, f"{path} is not a numpyro_neb checkpoint")
         version = header["version"]
         what = f"format version {short(version)}, and this numpyro_neb reads {_VERSION}"
         known = version in (1, _VERSION)
@@ -178,15 +178,15 @@ class Checkpoints:
             both = f"{in_words(name)} ({short(theirs.get(name))}, now {short(value)})"
             _require(
                 theirs.get(name) == value,
-                f"checkpoint_dir {self.folder} holds a training with another {both}:"
-                " give the same to go on with it, or another folder",
+                f"checkpoint_dir {self.folder} holds a training run with another {both}:"
+                " pass the same to resume it, or use another folder",
             )
 
 
 def identity_of_version_1(header: dict[str, Any]) -> dict[str, Any]:
-    """What tells a training from others, out of a header of version 1, which had sentences.
+    """The identity of a training run, from a header of version 1, which had sentences.
 
-    Of objectives, 0.1.0 knew plain functions only, and did not name them.
+    In 0.1.0 the objective was always a plain function, and was not named.
     """
     identity = {"objective": "a function"} | header["arguments"]
     identity["fixed_arrays"] = identity.pop("sigma, loc, scale or frozen array")
@@ -199,14 +199,14 @@ def identity_of_version_1(header: dict[str, Any]) -> dict[str, Any]:
 
 
 class _RefusedError(Exception):
-    """A checkpoint that is there, and can't be taken up."""
+    """A checkpoint that exists but can't be resumed from."""
 
 
 _require = partial(require, error=_RefusedError)
 
 
 def _damaged(path, why):
-    return f"the checkpoint {path} is damaged ({why}): delete it to go on from the one before"
+    return f"the checkpoint {path} is damaged ({why}): delete it to resume from the one before"
 
 
 def describe(tree: PyTree) -> list[str]:

@@ -16,13 +16,13 @@ from numpyro_neb._internal.checks import require
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The devices of a training: its minibatch is split over them, all else has a copy on each.
+    """The devices of a training run: they split the minibatch, and each has a copy of the rest.
 
-    Nothing here moves bytes between devices: shardings say where arrays lie, and XLA adds what has
-    to be communicated.
+    Nothing here moves bytes between devices: shardings say where arrays live, and XLA adds the
+    communication.
 
     Attributes:
-        sharding: That of the minibatch, along its first axis; None for the default device.
+        sharding: The minibatch's, along its first axis; None for the default device.
     """
 
     sharding: NamedSharding | None = None
@@ -34,17 +34,17 @@ class Devices:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process is the one that shows and writes for all."""
+        """Whether this process is the one that prints and writes for all."""
         return not self.several_processes or jax.process_index() == 0
 
     @property
     def everywhere(self) -> NamedSharding | None:
-        """The sharding of what has a copy on each device."""
+        """The sharding of arrays that have a copy on each device."""
         return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
 
     @property
     def num_parts(self) -> int:
-        """How many parts a minibatch has."""
+        """The number of parts of a minibatch."""
         if self.sharding is None:
             return 1
         return self.sharding.mesh.size
@@ -56,19 +56,19 @@ class Devices:
         return jax.tree.map(lambda x: self._copied(x, everywhere), tree)
 
     def split(self, batch: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """In compiled code: each device has its part of the batch, where the parts are equal."""
+        """In compiled code: gives each device its part of the batch, if the parts are equal."""
         if self.sharding is None or batch.ndim == 0 or len(batch) % self.num_parts:
             return batch
         return jax.lax.with_sharding_constraint(batch, self.sharding)
 
     def on_default_device(self, tree: PyTree) -> PyTree:
-        """A replicated pytree as arrays of this process alone."""
+        """A replicated pytree as arrays of this process only."""
         if self.sharding is None:
             return tree
         return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)), tree)
 
     def from_rows(self, read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Array:
-        """The batch read(rows), of which each process reads its devices' part."""
+        """The batch read(rows); each process reads only its own devices' part."""
         if self.sharding is None:
             return jax.numpy.asarray(read(rows))
         shape = (len(rows), *read(rows[:0]).shape[1:])
@@ -76,10 +76,10 @@ class Devices:
         return jax.make_array_from_callback(shape, self.sharding, part)
 
     def from_parts(self, part: Array | np.ndarray) -> Array:
-        """The batch of which each process gives its part, in the order of the processes.
+        """The batch made of each process's part, in the order of the processes.
 
         Raises:
-            ValueError: If the part is not divisible by the devices of this process.
+            ValueError: If the part is not divisible by the number of this process's devices.
         """
         if self.sharding is None:
             return jax.numpy.asarray(part)
@@ -95,7 +95,7 @@ class Devices:
         require(shared, f"batch_size must be {what}")
 
     def decided(self, choice: bool) -> bool:
-        """What the first process has decided, known to all."""
+        """The first process's choice, broadcast to all."""
         if not self.several_processes:
             return choice
         from jax.experimental import multihost_utils
@@ -103,7 +103,7 @@ class Devices:
         return bool(multihost_utils.broadcast_one_to_all(np.asarray(choice)))
 
     def check_agreement(self, arguments: dict[str, Any]) -> None:
-        """Raises a ValueError, in every process, that names what they were given differently."""
+        """Raises a ValueError, in every process, that names an argument on which they differ."""
         if not self.several_processes:
             return
         from jax.experimental import multihost_utils
@@ -118,22 +118,22 @@ class Devices:
 
     def _copied(self, x, everywhere):
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-            # No way of JAX's takes a key to the devices of other processes; its bits go.
+            # JAX can't put a key on the devices of other processes, but it can put its bits.
             bits = self._copied(jax.random.key_data(x), everywhere)
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, everywhere, lambda i: host[i])
 
     def explained(self, error: Exception, checkpoint_dir: Any) -> Exception:
-        """A step's error, in words where it is most likely another process's end."""
+        """A step's error, explained if another process has most likely ended."""
         if not self.several_processes:
             return error
         # The text is repeated for each step that waited for the one that failed.
         cause = str(error).rpartition("Error dispatching computation: ")[2]
         how = (
-            f"the same call in all of them goes on from the newest checkpoint in {checkpoint_dir}"
+            f"the same call in all of them resumes from the newest checkpoint in {checkpoint_dir}"
             if checkpoint_dir is not None
-            else "begin again; checkpoint_dir= keeps checkpoints to go on from"
+            else "the run starts over; checkpoint_dir= keeps checkpoints to resume from"
         )
         return RuntimeError(
             f"a step over {jax.process_count()} processes failed in process {jax.process_index()}:"
@@ -143,12 +143,12 @@ class Devices:
 
 
 def devices_of(sharding: Any) -> Devices:
-    """The devices of a minibatch's sharding, once it is known to be one.
+    """The devices of a minibatch's sharding, after checking it.
 
     Raises:
         TypeError: If it is neither None nor a `jax.sharding.NamedSharding` of a mesh of devices.
-        ValueError: If it does not split the first axis alone, over the whole mesh, or if a process
-            has no device in the mesh, or fewer than another.
+        ValueError: If it does not split just the first axis over the whole mesh, or if a process
+            does not have a device in the mesh, or has fewer than another.
     """
     if sharding is None:
         return Devices()
@@ -172,10 +172,10 @@ def devices_of(sharding: Any) -> Devices:
     )
     require(
         len(set(counts)) == 1,
-        "the mesh of sharding must have as many devices of each process, got"
-        f" {counts.tolist()} of {len(counts)} processes: jax.devices() are all of them",
+        "the mesh of sharding must have the same number of devices from each process, got"
+        f" {counts.tolist()} from {len(counts)} processes: jax.devices() lists all devices",
     )
-    # Explicit axes, jax.make_mesh's default, would make shapes' types out of shardings.
+    # Explicit axes, jax.make_mesh's default, would make shardings part of array types.
     automatic = Mesh(mesh.devices, mesh.axis_names)
     return Devices(NamedSharding(automatic, PartitionSpec(spec[0])))
 

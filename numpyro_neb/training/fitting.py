@@ -64,81 +64,81 @@ def fit(
     r"""Trains an energy by stochastic gradient descent.
 
     Each step draws a minibatch with replacement and fresh noise, so that its loss is an unbiased
-    estimate of the objective. `sigma`, `loc` and `scale` do not train. The steps are dispatched
-    without waiting for their results; each is a compiled call of its own, since XLA's convolutions
+    estimate of the objective. `sigma`, `loc` and `scale` are not trained. The steps are dispatched
+    without waiting for their results; each is a separate compiled call, since XLA's convolutions
     are slow inside a compiled loop on CPUs.
 
-    With `checkpoint_dir` a training that was killed, at any moment, goes on where its newest
-    checkpoint was when the same call is made again, with the losses and the energy that it would
-    have had, bit for bit on the same machine.
+    With `checkpoint_dir`, a run that was killed at any moment resumes from its newest checkpoint
+    when the same call is made again. Its losses and energy are those of an uninterrupted run, bit
+    for bit on the same machine.
 
-    With `sharding` each device takes its part of the minibatch, and XLA adds the sum of the
-    gradients over the devices; minibatch and noise are those of one device, so that the result is
-    too, within float tolerance. Under `jax.distributed` every process makes the same call, with
-    the same arguments, and gets the same result: see docs/devices.md.
+    With `sharding`, each device takes its part of the minibatch, and XLA sums the gradients over
+    the devices. Minibatch and noise are the same as on one device, and so is the result, within
+    float tolerance. Under `jax.distributed` every process makes the same call, with the same
+    arguments, and gets the same result: see docs/devices.md.
 
     Args:
-        energy: The energy to begin from, or a `ConditionalEnergy`.
+        energy: The energy to start from, or a `ConditionalEnergy`.
         data: Training data, floats of shape (n, *event_shape). A memory-mapped array stays on disk,
             and each step reads its minibatch. Or an iterable of batches of shape
-            (batch, *event_shape), begun again where it ends; an iterator, which can't be, must
-            last.
+            (batch, *event_shape), restarted when it ends; an iterator, which can't restart, must
+            yield enough.
         key: A JAX random key; the same key gives the same result.
-        num_steps: Steps of the training, one update of the weights each.
-        batch_size: Examples in a minibatch; left out where data is an iterable of batches.
-        optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0, or what
-            the objective says (from 2e-4 for `MaximumLikelihood`). On few
-            examples `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
+        num_steps: Training steps, one update of the weights each.
+        batch_size: Examples in a minibatch; omit it if data is an iterable of batches.
+        optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0, or the
+            objective's own default (from 2e-4 for `MaximumLikelihood`). With few
+            examples, `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
             `optax.chain(optax.clip_by_global_norm(1.0), ...)` clips gradients.
-        objective: Maps an energy, a batch and a key to a loss; or an objective with a state of its
-            own, such as `MaximumLikelihood()`, which follows `denoising_loss` in a second call.
+        objective: Maps an energy, a batch and a key to a loss; or an objective that keeps a state,
+            such as `MaximumLikelihood()`, which is for a second call, after `denoising_loss`.
         validation_data: Held-out data, of shape (m, *event_shape).
-        validate_every: Steps between two validation losses, num_steps / 20 by default. The last
-            step is always validated.
+        validate_every: Steps between validations, num_steps / 20 by default. The last step is
+            always validated.
         patience: Stop after this many validations in a row without a new lowest loss, and return
-            the energy of the lowest; by default all steps are taken and the last energy returned.
+            the energy with the lowest; by default all steps run and the last energy is returned.
         ema_decay: Validate and return the exponential moving average of the parameters over the
-            steps, with this decay, 0.999 say; at step t at most (1 + t) / (10 + t), so that it
-            forgets where it began.
-        checkpoint_dir: A folder for checkpoints, by orbax, which comes with
-            `pip install 'numpyro-neb[checkpoints]'`. A run of the same call goes on from the
-            newest; of another, a ValueError says what differs. The data, the optimiser and plain
-            functions as objectives are not compared: give the same.
-        checkpoint_every: Steps, or a `datetime.timedelta`, between two checkpoints; 5 minutes by
+            steps, with this decay, say 0.999; at step t it is at most (1 + t) / (10 + t), so that
+            the average forgets where it began.
+        checkpoint_dir: A folder for checkpoints, written by orbax, which comes with
+            `pip install 'numpyro-neb[checkpoints]'`. The same call resumes from the newest; if
+            the call differs, a ValueError says how. The data, the optimiser and objectives that
+            are plain functions are not compared: keep them the same.
+        checkpoint_every: Steps, or a `datetime.timedelta`, between checkpoints; 5 minutes by
             default. The last two are kept, and one is written at the end, and after Ctrl-C.
-        sharding: That of the minibatch, along its first axis, as in
+        sharding: The minibatch's sharding, along its first axis, as in
             `NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch"))`; parameters,
-            optimiser and an array in memory have a copy on each device. By default all is on the
-            default device. With several processes each reads its own rows of a memory-mapped array;
-            an iterable gives this process's part of each batch, all parts of one size; the first
-            process alone shows the bar and calls `callback`; and checkpoint_dir is a folder that
-            all of them see. A checkpoint goes on with any number of devices.
-        callback: Called with the steps done and a dict of "loss" and the objective's metrics, the
-            means since the last call, and "validation_loss" where there is one, every 100 steps
-            and at each validation.
-        progress_bar: Whether to show a tqdm bar with the newest losses.
+            optimiser and data in memory are copied to each device. By default everything is on the
+            default device. With several processes, each reads its own rows of a memory-mapped
+            array; an iterable yields this process's part of each batch, all parts of equal size;
+            only the first process shows the bar and calls `callback`; and all must see the folder
+            checkpoint_dir. A checkpoint resumes on any number of devices.
+        callback: Called every 100 steps and at each validation, with the number of steps done and
+            a dict of "loss" and the objective's metrics, as means since the last call, and
+            "validation_loss" if there is one.
+        progress_bar: Whether to show a tqdm bar with the latest losses.
 
     Returns:
         The trained energy and the losses.
 
     Raises:
-        TypeError: If `energy` is no energy, data holds no floats, key is no random key, optimizer
-            none of optax's, objective or callback not callable, or checkpoint_every is neither
-            an int nor a timedelta.
+        TypeError: If `energy` is not an energy, data does not hold floats, key is not a random key,
+            optimizer is not an optax one, objective or callback is not callable, or
+            checkpoint_every is neither an int nor a timedelta.
         ValueError: If data is empty, not finite or of another event shape, a count is not a
-            positive int, the value of the energy or of the objective is no scalar, ema_decay is not
-            between 0 and 1, patience comes without validation data, data ends before num_steps,
-            checkpoint_dir holds another training or is damaged, sharding splits anything but the
-            first axis, batch_size is not divisible by the devices, or the processes were given
-            different arguments.
+            positive int, the energy or the objective does not return a scalar, ema_decay is not
+            between 0 and 1, patience is given without validation data, data ends before num_steps,
+            checkpoint_dir holds another training run or is damaged, sharding splits anything but
+            the first axis, batch_size is not divisible by the number of devices, or the processes
+            were given different arguments.
         ModuleNotFoundError: If checkpoint_dir is given and orbax is not installed.
-        RuntimeError: If a step fails in one of several processes, as it does where another one
-            ends; the message says how to go on.
+        RuntimeError: If a step fails in one of several processes, as it does if another one
+            ends; the message says how to resume.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step. The
-            newest checkpoint is then one from before.
+            newest checkpoint is then from before that step.
 
     Warns:
-        UserWarning: If the objective has a reason, such as chains that often start again.
+        UserWarning: If the objective reports a problem, such as chains that often restart.
 
     Example:
         >>> import jax, numpyro_neb as neb
@@ -171,7 +171,7 @@ def fit(
     wanted = ema_decay is not None, patience is not None
     kept = jax.tree.map(jnp.copy, objective.init(energy, key_objective))
     state = first_state(params, optimizer, num_steps, wanted, kept, objective.metrics)
-    # These names are in checkpoints; what messages say of them is another matter.
+    # Checkpoints store these names; messages may use other words for them.
     identity = {"num_steps": num_steps, "data": source.identity, "ema_decay": ema_decay}
     identity |= counts | {"key": _key_bits(key), "energy": describe(params)}
     identity |= {"fixed_arrays": digest(arrays), "objective": objective.identity}
@@ -193,7 +193,7 @@ def fit(
 
 
 class _Function(AbstractObjective):
-    """A plain function as an objective without a state."""
+    """A plain function as a stateless objective."""
 
     function: Callable
 
@@ -226,7 +226,7 @@ def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
 
 
 def _checked_functions(objective, optimizer, callback, num_steps):
-    """The objective, with a state, and the optimiser, its default one where none is given."""
+    """The objective as an `AbstractObjective`, and the optimiser, by default the objective's."""
     check_type("objective", objective, Callable, "callable")
     if isinstance(objective, type) and issubclass(objective, AbstractObjective):
         raise TypeError(f"objective must be an object, as in {objective.__name__}(), got the class")

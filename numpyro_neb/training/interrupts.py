@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps of a long job, not in the middle of one."""
+"""Makes Ctrl-C act between two steps of a long job, not in the middle of one."""
 
 import signal
 import threading
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Holds a Ctrl-C back; the function that it gives raises the KeyboardInterrupt of one.
+    """Defers a Ctrl-C; the function that it yields raises the deferred KeyboardInterrupt.
 
-    A second Ctrl-C is not held back. In threads, and under handlers of others, nothing is held.
+    A second Ctrl-C is not deferred. In threads, or with a custom handler set, nothing is deferred.
 
     Example:
         >>> from numpyro_neb.training.interrupts import held_interrupts

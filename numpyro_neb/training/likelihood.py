@@ -1,4 +1,4 @@
-"""Maximum likelihood by the walk's own chains: an objective that `fit` minimises."""
+"""Maximum likelihood by persistent chains of the walk: an objective that `fit` minimises."""
 
 from typing import ClassVar, NamedTuple
 
@@ -23,12 +23,12 @@ from numpyro_neb.integrators.underdamped import BAOAB
 from numpyro_neb.models.normalizer import annealed_log_weights
 from numpyro_neb.training.objectives import AbstractObjective, Batch, fixed_buffers
 
-# A chain is lost if it is farther outside the range of the data than so many times its width, and
-# so many sigma.
+# A chain is lost if it leaves the range of the data by more than this many times its width plus
+# this many sigma.
 _MARGIN = 2.0, 10.0
-# The levels of a ConditionalEnergy at which the loss on validation data is taken.
+# The number of levels of a ConditionalEnergy at which the validation loss is computed.
 _VALIDATION_LEVELS = 4
-# The share of chains started again in a step from which on a warning is due.
+# Warn if at least this share of the chains restarts in a step.
 _OFTEN = 0.01
 
 
@@ -36,14 +36,14 @@ class PersistentChains(NamedTuple):
     """The chains of `MaximumLikelihood` between two steps.
 
     Attributes:
-        position: Where they are, of shape (num_chains, *event_shape). `WalkJumpKernel` can start
+        position: Their positions, of shape (num_chains, *event_shape). `WalkJumpKernel` can start
             there: `init_params=result.objective_state.position[:4]`.
         velocity: Their velocities, of that shape; None for an overdamped walk.
         potential: phi there, with the weights of the last step, of shape (num_chains,).
         gradient: Its gradient, of the shape of `position`.
         sigma: The noise level of each chain, of shape (num_chains,).
-        lowest: The least value of each coordinate of noisy data so far, of shape `event_shape`.
-        highest: The greatest one.
+        lowest: The smallest value of each coordinate of noisy data so far, of shape `event_shape`.
+        highest: The largest one.
     """
 
     position: Float[Array, "chain *event"]
@@ -58,50 +58,50 @@ class PersistentChains(NamedTuple):
 class MaximumLikelihood(AbstractObjective):
     r"""Maximum likelihood of noisy data, by persistent contrastive divergence.
 
-    The gradient of -E log f(Y) by the weights is E_data grad phi(Y) - E_f grad phi(Y). The second
+    The gradient of -E log f(Y) in the weights is E_data grad phi(Y) - E_f grad phi(Y). The second
     mean is over `num_chains` chains that start at noisy data, keep their position and velocity, and
-    take `num_steps` steps of `integrator` between two updates, without a gradient through the
-    steps. Denoising is the anchor. A step descends
+    take `num_steps` steps of `integrator` between updates, with no gradient through the steps. A
+    denoising term anchors the energy. Each training step descends
 
         mean phi(data) - mean phi(chains) + denoising_weight * denoising_loss / sigma^2.
 
-    Denoising alone leaves open how much one mode weighs against another: it teaches the slopes of
-    phi, and those only near the data. Train with `denoising_loss` first and with this objective
-    second, and judge the result with `evaluate`. Without an `optimizer`, `fit` takes Adam on a
-    cosine schedule from 2e-4 to 0 here, of gradients clipped to a norm of 5.
+    Denoising alone does not determine the relative weights of the modes: it teaches the slopes of
+    phi, and only near the data. Train with `denoising_loss` first and with this objective second,
+    and judge the result with `evaluate`. Without an `optimizer`, `fit` uses Adam here, on a cosine
+    schedule from 2e-4 to 0, with gradients clipped to a norm of 5.
 
-    The chains of a `ConditionalEnergy` have a noise level each, spread evenly over the logarithm of
-    its range, and the data of a step take the levels of the chains. Give it a batch_size that is a
-    multiple of num_chains: in a smaller batch only as many chains count.
+    The chains of a `ConditionalEnergy` have one noise level each, spread evenly over the logarithm
+    of its range, and the data of a step take the levels of the chains. Make batch_size a multiple
+    of num_chains: with a smaller batch, only that many chains count.
 
-    What can go wrong, and how to see it. The bar, `callback` and `FitResult.metrics` have "gap",
-    mean phi(data) - mean phi(chains), which is noise about 0 when all is well.
+    What can go wrong, and how to see it: the bar, `callback` and `FitResult.metrics` report "gap",
+    mean phi(data) - mean phi(chains), which is noise around 0 when all is well.
 
-    - It swings from side to side, each time for many steps: the weights change faster than the
-      chains follow. Take a smaller learning rate, more chains or more steps. Some of that is normal
-      while the rate is high, so judge the energy at the end of a schedule that ends at 0.
+    - It swings to one side and the other for many steps at a time: the weights change faster than
+      the chains can follow. Use a smaller learning rate, more chains or more steps. Some swinging
+      is normal while the rate is high, so judge the energy after a schedule that ends at 0.
     - It grows: the learning rate is too large.
     - Chains become NaN or infinite, or leave the range of the data by more than twice its width.
-      They start again from the data, and "restarts", the share of the chains in a step, counts
-      them. There is a warning if that happens often.
+      They restart from the data, and "restarts" is the share of the chains that did so in a step.
+      A warning is given if that happens often.
     - The held-out loss rises again: the training is too long. `patience` stops it.
-    - Modes many sigma apart, which the chains do not cross, keep the weights that denoising gave
-      them. The gap is near 0 all the same; `evaluate` reports an R-hat far above 1.
+    - Modes many sigma apart, between which the chains do not cross, keep the weights that denoising
+      gave them. The gap is still near 0, but `evaluate` reports an R-hat far above 1.
 
     The loss on `validation_data` is -E log f(Y) + denoising_weight * denoising_loss / sigma^2, in
-    nats. log Z is estimated as `empirical_bayes.log_normalizer` does, with the same random numbers
+    nats. log Z is estimated as in `empirical_bayes.log_normalizer`, with the same random numbers
     each time; for a `ConditionalEnergy` at each of four levels. The defaults cost 20,000 gradients
-    a level: choose `validate_every`. They serve tables and small images. On exact kernel densities
-    of 8 x 8 digits log Z came out 0.1 nats low at sigma = 0.3 and 0.6 at 0.2; at 24 x 24 pixels 4
-    nats low, too far to choose a length by.
+    per level: choose `validate_every` to match. They suffice for tables and small images. On exact
+    kernel densities of 8 x 8 digits log Z came out 0.1 nats low at sigma = 0.3 and 0.6 at 0.2; at
+    24 x 24 pixels it was 4 nats low, too far off to choose the length of training by.
 
     Args:
         num_chains: Chains, at least 2; with `sharding` they are split over the devices like the
-            minibatch where their number is divisible.
+            minibatch if their number is divisible.
         num_steps: Steps of the walk between two updates, one gradient each.
-        denoising_weight: The weight of the anchor, without units. Too small a one lets single jumps
-            get worse; 0.05 to 0.2 gave the same on digits and small tables. 0 is plain maximum
-            likelihood.
+        denoising_weight: The weight of the denoising term, dimensionless. If it is too small,
+            single jumps get worse; 0.05 to 0.2 gave the same results on digits and small tables.
+            0 is plain maximum likelihood.
         integrator: The step of the walk.
         num_particles: Particles for log Z in the loss on validation data, at least 2.
         num_temperatures: Temperatures for it, at least 2.
@@ -145,14 +145,14 @@ class MaximumLikelihood(AbstractObjective):
         check_integrator(self.integrator)
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """Adam on a cosine schedule from 2e-4 to 0, of gradients clipped to a norm of 5."""
+        """Adam on a cosine schedule from 2e-4 to 0, with gradients clipped to a norm of 5."""
         schedule = optax.cosine_decay_schedule(2e-4, num_steps)
         return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
 
     def init(
         self, energy: AbstractEnergy | AbstractEnergyFamily, key: PRNGKeyArray
     ) -> PersistentChains:
-        """Chains that have yet to start: the first step puts them at its noisy data."""
+        """Chains that have yet to start: the first step places them at its noisy data."""
         shape, dtype = energy.event_shape, energy.loc.dtype
         sigma = _levels(energy, self.num_chains, jax.random.uniform(key))
         nowhere = jnp.full((self.num_chains, *shape), jnp.inf, dtype)
@@ -175,7 +175,7 @@ class MaximumLikelihood(AbstractObjective):
         key: PRNGKeyArray,
         state: PersistentChains,
     ) -> tuple[Float[Array, ""], PersistentChains, dict[str, Float[Array, ""]]]:
-        """The loss, whose gradient is the one above, with the chains after it and its metrics."""
+        """The loss, whose gradient is given above, the chains after the step, and the metrics."""
         check_energy(energy, conditional=True)
         check_key(key)
         energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
@@ -216,17 +216,17 @@ class MaximumLikelihood(AbstractObjective):
         return jnp.mean(jax.vmap(at)(levels))
 
     def warning(self, means: dict[str, float]) -> str | None:
-        """What to warn of, given the means of the metrics over some steps."""
+        """A warning, or None, given the means of the metrics over some steps."""
         if means["restarts"] < _OFTEN:
             return None
         return (
             f"{means['restarts']:.1%} of the chains start again at each step: they become NaN or"
-            " infinite, or leave the range of the data. Take a smaller learning rate, more steps of"
-            " denoising_loss before, or a larger denoising_weight"
+            " infinite, or leave the range of the data. Try a smaller learning rate, more steps of"
+            " denoising_loss first, or a larger denoising_weight"
         )
 
     def _walked(self, energy, state, x, key, key_fresh):
-        """The chains after num_steps steps, where they are seen, and the share started again."""
+        """The chains after num_steps steps, their observed positions, and the share restarted."""
 
         def one(energy, start, key):
             target = Target(energy, energy.sigma)
@@ -247,7 +247,7 @@ class MaximumLikelihood(AbstractObjective):
         margin = _MARGIN[0] * width + _MARGIN[1] * sigmas
         inside = (seen >= state.lowest - margin) & (seen <= state.highest + margin)
         lost = ~(finite & jnp.all(inside.reshape(self.num_chains, -1), axis=1))
-        # A gradient that is not finite marks a chain that has yet to begin.
+        # A non-finite gradient marks a chain that has yet to start.
         lost = _column(lost, y)
         after = state._replace(
             position=jnp.where(lost, y, walked.position),
@@ -258,11 +258,11 @@ class MaximumLikelihood(AbstractObjective):
         return after, jnp.where(lost, y, seen), jnp.mean(lost.reshape(-1) & started)
 
     def _begun(self, energy, sigma, start, key):
-        """The chains with phi and its gradient, and those that are new with a velocity.
+        """The chains with phi and its gradient; new ones also get a velocity.
 
-        What the last step ended with will do for the others: it is of the weights before the
-        update, which change the force by less than the noise does, and it saves one gradient in
-        num_steps + 1. But a Metropolis test compares phi before and after.
+        The others keep both from the last step. They belong to the weights before the update, but
+        it changes the force by less than the noise does, and one gradient in num_steps + 1 is
+        saved. A Metropolis test compares phi before and after, so there both are recomputed.
         """
         new = ~_all_finite(start.gradient)
 
@@ -286,7 +286,7 @@ class MaximumLikelihood(AbstractObjective):
 def _at_data(energy, x, key, sigma):
     """Noisy data y, phi(y), the mean of norm(x - x_hat(y))^2 / sigma^2, and the chains' weights."""
     key_noise, key_level = jax.random.split(key)
-    # The levels of the chains, each as often as its chain counts: what phi adds at a level cancels.
+    # Each chain's level, as often as the chain counts: then what phi adds at a level cancels.
     order = jax.random.permutation(key_level, len(sigma))[jnp.arange(len(x)) % len(sigma)]
     weights = jnp.full(len(sigma), 1 / len(sigma), sigma.dtype)
     if not energy.one_level:
@@ -300,13 +300,13 @@ def _at_data(energy, x, key, sigma):
 
 
 def _over_levels(fn, energy, sigma, *operands):
-    """fn(energy, *operands) for each of a batch, at a sigma each."""
+    """fn(energy, *operands) for each item of a batch, at its own sigma."""
     at = lambda sigma, *operands: fn(energy.unchecked_at(sigma), *operands)  # noqa: E731
     return jax.vmap(at)(sigma, *operands)
 
 
 def _levels(energy, number, offset):
-    """So many noise levels, spread evenly over those of the energy."""
+    """`number` noise levels, spread evenly over those of the energy."""
     places = (jnp.arange(number) + offset) / number
     return energy.levels(places).astype(energy.loc.dtype)
 
@@ -319,7 +319,7 @@ def _noisy_rows(x, sigma, key):
 
 
 def _all_finite(rows):
-    """Whether all of each row is finite."""
+    """Whether each row is entirely finite."""
     return jnp.all(jnp.isfinite(rows.reshape(len(rows), -1)), axis=1)
 
 
@@ -329,6 +329,6 @@ def _column(values, batch):
 
 
 def _constant(energy):
-    """The energy without a gradient to its weights."""
+    """The energy, with no gradient to its weights."""
     arrays, static = eqx.partition(energy, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), static)

@@ -1,4 +1,4 @@
-"""The loop over the steps of a training, its reports, and what comes of it."""
+"""The training loop, its reports and its result."""
 
 import dataclasses
 import sys
@@ -26,15 +26,15 @@ class FitResult(NamedTuple):
     """What `fit` returns.
 
     Attributes:
-        energy: The trained energy: the last one, or with `patience` that of the lowest validation
-            loss. A `ConditionalEnergy` where `fit` was given one.
-        losses: The objective on each step's minibatch, of shape (num_steps,), or as many steps as
-            there were before `patience` ran out.
-        validation_steps: The steps after which the validation loss was taken, of shape (v,).
+        energy: The trained energy: the last one, or with `patience` the one with the lowest
+            validation loss. A `ConditionalEnergy` if `fit` was given one.
+        losses: The objective on each step's minibatch, of shape (num_steps,), or shorter if
+            `patience` ran out.
+        validation_steps: The steps after which the validation loss was computed, of shape (v,).
         validation_losses: The objective on the validation data at those steps, with the same noise
             each time, of shape (v,); empty without validation data.
-        metrics: What else the objective reports, such as the "gap" of `MaximumLikelihood`: an array
-            of the shape of `losses` for each name. Empty for a plain function.
+        metrics: Other values the objective reports, such as the "gap" of `MaximumLikelihood`: an
+            array of the shape of `losses` for each name. Empty for a plain function.
         objective_state: The state of an objective that has one, such as the chains of
             `MaximumLikelihood`, after the last step; None for a plain function.
     """
@@ -57,7 +57,7 @@ class FitResult(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step changes, and what a checkpoint keeps.
+    """What a step updates and a checkpoint stores.
 
     `average` and `best` may be None; `kept` is the objective's own state.
     """
@@ -80,7 +80,7 @@ def first_state(
     metrics: tuple[str, ...],
 ) -> State:
     """The state before the first step; `wanted` says whether there are `average` and `best`."""
-    # The step donates its inputs, and the caller's energy has to survive.
+    # The step donates its inputs, but the caller's energy must survive.
     copied = lambda wanted=True: jax.tree.map(jnp.copy, params) if wanted else None  # noqa: E731
     per_step = lambda: jnp.full(num_steps, jnp.nan)  # noqa: E731
     numbers = {name: per_step() for name in metrics}
@@ -90,17 +90,17 @@ def first_state(
 
 @dataclasses.dataclass
 class Training:
-    """The loop over the steps, and what has come of it so far.
+    """The training loop and its progress so far.
 
     Attributes:
-        state: The newest state.
+        state: The latest state.
         devices: Where it runs.
-        callback: As `fit` has it.
-        patience: As `fit` has it.
-        warning: Maps the metrics, as means over a hundred steps, to what there is to warn of.
+        callback: As for `fit`.
+        patience: As for `fit`.
+        warning: Maps the metrics, as means over a hundred steps, to a warning or None.
         validate: Maps the parameters and the objective's state to the validation loss.
-        validate_every: Steps between two of these.
-        checkpoints: Where the state is kept.
+        validate_every: Steps between validations.
+        checkpoints: Where the state is saved.
         done: Steps so far.
         reported: Steps at the last report.
         stopped: Whether patience ran out.
@@ -122,7 +122,7 @@ class Training:
 
     @property
     def newest(self) -> PyTree:
-        """The parameters to validate: the average where there is one."""
+        """The parameters to validate: the average if there is one."""
         return self.state.params if self.state.average is None else self.state.average
 
     @property
@@ -131,7 +131,7 @@ class Training:
         return self.newest if self.state.best is None else self.state.best
 
     def go_on_from(self, checkpoints: Checkpoints) -> None:
-        """Takes up the newest checkpoint, if there is one."""
+        """Resumes from the newest checkpoint, if there is one."""
         self.checkpoints = checkpoints
         if (found := checkpoints.newest(self.state)) is not None:
             self.done, self.state, progress = found
@@ -139,7 +139,7 @@ class Training:
             self.validation = [(step, loss) for step, loss in progress["validation"]]
 
     def run(self, advance: Callable, num_steps: int, progress_bar: bool) -> None:
-        """Takes the steps that are left, or as many as patience allows."""
+        """Runs the remaining steps, or as many as patience allows."""
         hidden = not (progress_bar and self.devices.speaks)
         settings = {"total": num_steps, "initial": self.done, "disable": hidden}
         with tqdm(desc="fit", unit="step", **settings) as bar, held_interrupts() as check_interrupt:
@@ -199,7 +199,7 @@ class Training:
         self.stopped = since >= self.patience
 
     def _report(self, bar, validated):
-        """Waits for the steps so far: the queue stays short and a NaN is seen."""
+        """Waits for the steps so far, which keeps the queue short and catches a NaN."""
         recent = np.asarray(self.state.losses)[self.reported : self.done]
         if not np.all(np.isfinite(recent)):
             first = int(np.argmin(np.isfinite(recent)))
@@ -223,7 +223,7 @@ class Training:
             self.callback(self.done, shown | validation)
 
     def _warn(self):
-        """Warns of what the objective sees over a hundred steps, once."""
+        """Gives the objective's warning about the last hundred steps, once."""
         if self.warning is None or self.done < min(_REPORT_EVERY, len(self.state.losses)):
             return
         recent = slice(max(0, self.done - _REPORT_EVERY), self.done)
@@ -244,16 +244,16 @@ class Training:
         checkpoints.save(self.done, self.state, progress)
 
     def _interrupted(self, num_steps):
-        """Keeps what it can, and says how to go on."""
+        """Saves what it can, and says how to resume."""
         text = f"fit was stopped after {self.done:,} of {num_steps:,} steps"
         if self.checkpoints is None:
             return f"{text}; nothing was kept: checkpoint_dir= keeps checkpoints."
-        # A step that was cut off has donated the state; other processes may not write now.
+        # An interrupted step has donated the state; other processes may not be able to write.
         alone = not self.devices.several_processes
         if alone and not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
             self._save(self.checkpoints)
         if (latest := self.checkpoints.latest) is None:
-            return f"{text}; no checkpoint was written yet: the same call begins again."
-        return f"{text}; the same call goes on from the newest checkpoint in" + (
+            return f"{text}; no checkpoint was written yet: the same call starts over."
+        return f"{text}; the same call resumes from the newest checkpoint in" + (
             f" {self.checkpoints.folder}, of step {latest:,}."
         )

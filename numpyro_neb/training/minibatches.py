@@ -1,4 +1,4 @@
-"""Where `fit` takes its minibatches from: arrays, arrays on disk, or iterables of batches."""
+"""Sources of minibatches for `fit`: arrays, arrays on disk, or iterables of batches."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,10 @@ class Minibatches(NamedTuple):
     """A source of minibatches.
 
     Attributes:
-        feed: Yields what step `start` and each later one is given, with the key of the training.
-        pick: The minibatch of one step, from what it is given and a key of its own, in compiled
-            code.
-        identity: What it is, for checkpoints: a word, and an array's shape.
-        digest: The SHA-256 of an array in memory; None for what each process reads a part of.
+        feed: Yields the input of step `start` and of each later one, given the training's key.
+        pick: The minibatch of one step, from that input and the step's key, in compiled code.
+        identity: What it is, for checkpoints: a word, and the shape of an array.
+        digest: The SHA-256 of an array in memory, if there are several processes; None otherwise.
     """
 
     feed: Callable[[int, PRNGKeyArray], Iterator[Any]]
@@ -40,20 +39,19 @@ def step_keys(key: PRNGKeyArray, i: Any) -> tuple[PRNGKeyArray, PRNGKeyArray]:
 def minibatches_of(
     data: Any, event_shape: tuple[int, ...], batch_size: int | None, devices: Devices
 ) -> Minibatches:
-    """The source that `fit`'s data stand for, once it is known that they can.
+    """The source of minibatches for `fit`'s data, after checking them.
 
-    A memory-mapped array stays on disk, and each step reads its own rows: the same ones as of an
-    array in memory.
-    Where there are several processes, each reads the part of its devices, or gives it: an iterable
-    is then of this process's parts of the batches.
+    A memory-mapped array stays on disk, and each step reads its rows, the same as from an array in
+    memory. With several processes, each reads only the part of its devices; an iterable yields
+    this process's part of each batch.
     """
     is_array = hasattr(data, "shape") and hasattr(data, "dtype")
     if not is_array and isinstance(data, Iterable) and not isinstance(data, list | tuple):
-        require(batch_size is None, "batch_size must be left out where data are batches, got both")
+        require(batch_size is None, "batch_size must be left out if data are batches, got both")
         feed = lambda start, _: _given(data, event_shape, start, devices)  # noqa: E731
         return Minibatches(feed, lambda batch, _: batch, "iterable")
     if batch_size is None:
-        raise ValueError("batch_size must be given where data are an array")
+        raise ValueError("batch_size must be given if data are an array")
     rows = lambda n, key: jax.random.randint(key, (batch_size,), 0, n)  # noqa: E731
     if isinstance(data, np.ndarray) and _is_on_disk(data):
         check_rows("data", data, event_shape)
@@ -68,7 +66,7 @@ def minibatches_of(
 
 
 def checked_array(name: str, data: Any, event_shape: tuple[int, ...]) -> Array:
-    """The data as an array on the device, once known to be finite floats of that shape."""
+    """The data as an array on the device, after checking for finite floats of that shape."""
     data = check_rows(name, data, event_shape)
     check_finite(name, data, in_jax=True)
     return jnp.asarray(data)
@@ -83,7 +81,7 @@ def _is_on_disk(data):
 
 
 def _read(data, choose, start, key, devices):
-    """Rows of an array on disk; those of so many steps are chosen in one call."""
+    """Minibatches of an array on disk; one call chooses the rows of many steps."""
     block, native = 256, data.dtype.newbyteorder("=")
     for first in itertools.count(start, block):
         for rows in np.asarray(choose(key, jnp.arange(first, first + block))):
@@ -91,7 +89,7 @@ def _read(data, choose, start, key, devices):
 
 
 def _given(batches, event_shape, start, devices):
-    """The batches of an iterable, from the beginning again where it ends, if it begins again."""
+    """The batches of an iterable, which is restarted when it ends, if it can be."""
     count, once = 0, iter(batches) is batches
     while True:
         before = count
@@ -101,6 +99,6 @@ def _given(batches, event_shape, start, devices):
             count += 1
         require(
             count > before and not once,
-            f"data ended after {count} batches, before num_steps: an iterator gives its batches"
-            " once, a DataLoader or a list's like begins again",
+            f"data ended after {count} batches, before num_steps: an iterator yields its batches"
+            " only once; pass an iterable that can restart, such as a DataLoader",
         )

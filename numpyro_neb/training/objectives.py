@@ -30,33 +30,33 @@ class AbstractObjective(eqx.Module):
     function of an energy, a batch and a key, such as `denoising_loss`.
 
     Attributes:
-        metrics: The names of the numbers that `__call__` returns with the loss. `fit` keeps each
-            for every step, and shows their means in the bar and to `callback`.
+        metrics: The names of the numbers that `__call__` returns with the loss. `fit` records each
+            at every step, shows their means in the bar and passes them to `callback`.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
 
     @property
     def identity(self) -> str:
-        """What tells it from other objectives, for checkpoints."""
+        """What distinguishes it from other objectives, for checkpoints."""
         return f"{self!r} {digest(eqx.filter(self, eqx.is_array))}"
 
     @abc.abstractmethod
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
-        """The optimiser that `fit` takes by default.
+        """The optimiser that `fit` uses by default.
 
         Args:
-            num_steps: Steps of the training.
+            num_steps: Training steps.
         """
 
     @abc.abstractmethod
     def init(self, energy: Any, key: PRNGKeyArray) -> PyTree:
         """The state before the first step: a pytree of arrays.
 
-        With `sharding`, arrays are split over the devices along their first axis, if it divides.
+        With `sharding`, arrays whose first axis divides evenly are split along it over the devices.
 
         Args:
-            energy: The energy that training begins from.
+            energy: The energy that training starts from.
             key: A JAX random key.
         """
 
@@ -70,17 +70,17 @@ class AbstractObjective(eqx.Module):
             energy: The energy.
             x: A minibatch of shape (batch, *event_shape).
             key: A JAX random key.
-            state: What the step before returned, of the same structure, shapes and dtypes.
+            state: The last step's state; the next must have its structure, shapes and dtypes.
         """
 
     @abc.abstractmethod
     def validation_loss(
         self, energy: Any, x: Batch, key: PRNGKeyArray, state: PyTree
     ) -> Float[Array, ""]:
-        """The loss on held-out data, which leaves the state as it is."""
+        """The loss on held-out data; the state does not change."""
 
     def warning(self, means: dict[str, float]) -> str | None:
-        """What `fit` warns of, once, given the means of the metrics over some steps."""
+        """A warning for `fit` to give once, or None, given mean metrics over some steps."""
         del means
         return None
 
@@ -88,7 +88,7 @@ class AbstractObjective(eqx.Module):
 def check_step(
     objective: AbstractObjective, before: PyTree, after: PyTree, metrics: dict[str, Any]
 ) -> None:
-    """Raises a ValueError unless a step's state and metrics are those that the objective promises.
+    """Raises a ValueError unless a step returns the kind of state and the metrics it promises.
 
     Args:
         objective: The objective.
@@ -111,12 +111,12 @@ def denoising_loss(
 ) -> Float[Array, ""]:
     r"""The DEEN objective, E norm(x - x_hat(y))^2 with y = x + sigma eps.
 
-    Its floor is L* = sigma^2 d - sigma^4 E norm(grad log f)^2, reached where phi = -log f up to a
-    constant; what it lies above is sigma^4 E norm(grad phi + grad log f)^2. So it learns the score
+    Its minimum is L* = sigma^2 d - sigma^4 E norm(grad log f)^2, reached when phi = -log f up to a
+    constant; the excess over it is sigma^4 E norm(grad phi + grad log f)^2. So phi learns the score
     of the smoothed density without ever seeing it. sigma, loc and scale get no gradient.
 
-    For a `ConditionalEnergy` each example has a sigma of its own, log-uniform over the range, and
-    its error is in units of sigma^2: E norm(x - x_hat(y; sigma))^2 / sigma^2.
+    For a `ConditionalEnergy`, each example has its own sigma, log-uniform over the range, and its
+    error is in units of sigma^2: E norm(x - x_hat(y; sigma))^2 / sigma^2.
 
     Args:
         energy: The energy phi; x_hat(y) = y - sigma^2 grad phi(y).
@@ -128,8 +128,8 @@ def denoising_loss(
         squared; for a `ConditionalEnergy` in units of sigma^2.
 
     Raises:
-        TypeError: If `energy` is no energy, x holds no floats, or key is no random key.
-        ValueError: If x is not of that shape, or one that is known now is not finite.
+        TypeError: If `energy` is not an energy, x does not hold floats, or key is not a random key.
+        ValueError: If x does not have that shape, or is not traced and not finite.
 
     Reference:
         NEB equation 8; Vincent 2011; Hyvarinen 2005.
@@ -144,7 +144,7 @@ def denoising_loss(
     check_energy(energy, conditional=True)
     check_key(key)
     energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
-    # At one level the key is the noise's, as in 0.1.0: its trainings go on with the same noise.
+    # With one level all of the key is for the noise, so that runs of 0.1.0 resume with the same.
     key_noise, key_level = (key, key) if energy.one_level else jax.random.split(key)
     sigma = energy.levels(jax.random.uniform(key_level, (len(x),), x.dtype))
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
@@ -169,23 +169,23 @@ def sure_loss(
 
     with x_hat(y) = y - sigma^2 grad phi(y). Its expectation over Y = X + N(0, sigma^2 I) is
     E norm(X - x_hat(Y))^2, so `fit(energy, y, objective=sure_loss)` trains on noisy data alone.
-    Unbiased for a fixed energy, it is far too low on the data that the energy was trained on: give
-    `fit` held-out noisy `validation_data`, and `patience` to stop by it.
+    It is unbiased for a fixed energy, but far too low on the data that the energy was trained on:
+    give `fit` held-out noisy `validation_data`, and `patience` to stop by it.
 
     Args:
         energy: The energy phi, at the noise level of the data.
         y: A batch of noisy data, of shape (batch, *event_shape).
         key: A JAX random key, for the probes.
-        num_probes: The divergence by that many of Hutchinson's random probes v, the mean of
-            v' (d x_hat / dy) v; by default exact, d Jacobian-vector products, up to d = 16, and by
-            one probe above.
+        num_probes: The number of Hutchinson's random probes v for the divergence, the mean of
+            v' (d x_hat / dy) v. By default it is exact up to d = 16, by d Jacobian-vector
+            products, and uses one probe above that.
 
     Returns:
         The estimate, averaged over the batch, in the data's units squared. It may be negative.
 
     Raises:
-        TypeError: If `energy` is no `AbstractEnergy`, y holds no floats, or key is no random key.
-        ValueError: If y is not of that shape, one that is known now is not finite, or num_probes is
+        TypeError: If `energy` is not an `AbstractEnergy`, y not of floats, or key not a random key.
+        ValueError: If y does not have that shape, y is not traced and not finite, or num_probes is
             not a positive int.
 
     Reference:
@@ -222,11 +222,11 @@ def sure_loss(
     return jnp.mean(jax.vmap(risk)(y, probes))
 
 
-# Up to this many dimensions the divergence is exact unless probes are asked for.
+# Up to this many dimensions the divergence is exact unless num_probes is given.
 _EXACT = 16
 
 
 def fixed_buffers(energy: Any) -> Any:
-    """The energy with no gradient to what does not train."""
+    """The energy, with no gradient to what is not trained."""
     params, buffers = eqx.partition(energy, trainable(energy))
     return eqx.combine(params, jax.lax.stop_gradient(eqx.filter(buffers, eqx.is_array)), buffers)

@@ -7,7 +7,7 @@ from wrong_arguments import MIXTURE, Rows, cases, each, wrong_energies, wrong_pa
 import numpyro_neb as neb
 from numpyro_neb.files import energy_file
 
-NEVER = Path(tempfile.gettempdir(), "never-written-by-the-tests")
+NEVER = Path(tempfile.gettempdir(), "never-written-by-the-tests", "file")
 MISSING = each("path", FileNotFoundError, "no file .*never-written", {"no file": NEVER})
 
 ROWS = (

@@ -76,12 +76,12 @@ def naive(energy):
     return numpyro.deterministic("x", energy.denoise(y))
 
 
-def posterior_draws(energy, matrix, data, prior=None, num_chains=8, num_samples=1000):
+def posterior_draws(energy, matrix, data, prior=None, num_warmup=500, num_samples=1000):
     mcmc = MCMC(
         NUTS(linear_model, init_strategy=init_to_mean),
-        num_warmup=500,
+        num_warmup=num_warmup,
         num_samples=num_samples,
-        num_chains=num_chains,
+        num_chains=8,
         chain_method="vectorized",
         progress_bar=False,
     )
@@ -179,7 +179,8 @@ def test_with_a_trained_energy(d):
     settings = {"num_steps": 6000, "batch_size": 256, "progress_bar": False}
     energy = neb.fit(energy, x, key=jax.random.key(1), optimizer=optimizer, **settings).energy
     _, data = data_from(exact, matrix)
-    mean_off, sd_off = errors(posterior_draws(energy, matrix, data), exact, matrix, data)
+    draws = posterior_draws(energy, matrix, data, num_warmup=300, num_samples=700)
+    mean_off, sd_off = errors(draws, exact, matrix, data)
     assert mean_off.max() < 0.1
     assert np.abs(sd_off).max() < 0.1
 

@@ -219,13 +219,13 @@ LIES = {
     "large constant chunks": (
         "constant_data/sigma",
         chunks([10**12]),
-        "has chunks of|must be a stream",
+        "has chunks of|be a numpyro_neb stream",
     ),
     "many chains": ("sample_stats/lp", {"shape": [10**12, 20]}, "has 1000000000000 chains"),
     "more dimensions": (
         "sample_stats/diverging",
         {"shape": [2, 20, 10**12]},
-        "has chunks of|must be a stream",
+        "has chunks of|be a numpyro_neb stream",
     ),
     "a long event": (
         "posterior/y",
@@ -233,11 +233,11 @@ LIES = {
         "posterior/y has changed",
     ),
     "another dtype": ("posterior/y", {"data_type": "float16"}, "posterior/y has changed"),
-    "a codec": ("posterior/y", {"codecs": GZIP}, r"encoded by \['gzip'\]|must be a stream"),
+    "a codec": ("posterior/y", {"codecs": GZIP}, r"encoded by \['gzip'\]|be a numpyro_neb stream"),
     "no such codec": (
         "posterior/y",
         {"codecs": [{"name": "os.system"}]},
-        r"encoded by \['os.system'\]|must be a stream",
+        r"encoded by \['os.system'\]|be a numpyro_neb stream",
     ),
 }
 

@@ -17,7 +17,7 @@ from wrong_arguments import (
 import numpyro_neb as neb
 from numpyro_neb import streaming
 
-NEVER = Path(tempfile.gettempdir(), "never-written-by-the-tests")
+NEVER = Path(tempfile.gettempdir(), "never-written-by-the-tests", "file")
 GOOD = {"mcmc": WALK, "path": NEVER}
 MISSING = each("path", FileNotFoundError, "no file .*never-written", {"no file": NEVER})
 
