@@ -50,7 +50,8 @@ napoleon_custom_sections = [("Reference", "References"), "Memory", "Rounding"]
 # Other projects' names: without the network nobody can ask them.
 nitpick_ignore_regex = [
     (r"py:obj", r"(?s).*"),
-    (r"py:class", r"numpyro_neb\.(integrators\.adaptation|_internal\.checks)\.\w+"),
+    (r"py:class", r"numpyro_neb\.(integrators\.adaptation|_internal\.\w+)\.\w+"),
+    (r"py:class", r"numpyro_neb\.posteriors\.(components|spreads)\.\w+"),
     (r"py:.*", r"(?s)(?!numpyro_neb).*"),
 ]
 

@@ -150,7 +150,8 @@ def check_positive(name: str, value: Any, below: float = np.inf, *, scalar: bool
     array = check_number(name, value) if scalar else check_reals(name, value)
     if isinstance(array, Tracer):
         wrong = ~((array > 0) & (array < below))
-        return eqx.error_if(array, wrong, f"{name} must be positive and less than {below:g}")
+        wanted = "positive and finite" if np.isinf(below) else f"between 0 and {below:g}"
+        return eqx.error_if(array, wrong, f"{name} must be {wanted}")
     numbers = rounded(array, jnp.result_type(float))
     low, high = np.all(np.asarray(numbers) > 0), np.all(np.asarray(numbers) < below)
     if not (low and high):

@@ -143,7 +143,8 @@ class PosteriorDistribution(Distribution):
         batch = batch[: len(self.batch_shape)]
 
         def rows(value):
-            value = jnp.broadcast_to(jnp.asarray(value, self._each.sigma.dtype), whole)
+            dtype = jnp.result_type(value, self._each.sigma)
+            value = jnp.broadcast_to(jnp.asarray(value, dtype), whole)
             return value.reshape(prod(draws), prod(batch), *self.event_shape).swapaxes(0, 1)
 
         each = _flat(self._each, self.batch_shape, batch)

@@ -211,10 +211,8 @@ def _(density: _Expanded) -> Distribution:
 
 
 def _draw(energy, key, shape, num_steps):
-    try:
+    if type(energy).sample is not AbstractEnergy.sample:  # it has an exact sampler
         return energy.sample(key, shape)
-    except NotImplementedError:
-        pass  # no exact sampler
     keys = jax.random.split(key, prod(shape))
     y = jax.vmap(lambda key: _walked(energy, key, num_steps))(keys)
     return y.reshape(*shape, *energy.event_shape)

@@ -73,8 +73,7 @@ class AbstractPosterior(AbstractOrFinal):
     @property
     def std(self) -> Float[Array, "*event"]:
         """The standard deviation of each coordinate: zero where the variance is not positive."""
-        positive = self.variance > 0  # avoids an infinite derivative at zero
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, self.variance, 1)), 0)
+        return root_of(self.variance)
 
     @property
     def projected(self) -> Float[Array, ""]:
@@ -177,4 +176,11 @@ def normal_cdf(
     x: Float[Array, "..."], mean: Float[Array, "..."], deviation: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """P(N(mean, deviation^2) <= x); a deviation of zero is a step."""
-    return ndtr((x - mean) / jnp.maximum(deviation, jnp.finfo(mean.dtype).tiny))
+    spread = deviation > 0
+    return jnp.where(spread, ndtr((x - mean) / jnp.where(spread, deviation, 1)), x >= mean)
+
+
+def root_of(variance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root; zero, with a derivative of zero, if the variance is not positive."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)

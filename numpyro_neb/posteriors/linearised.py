@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro_neb._internal.checks import check_key
 from numpyro_neb._internal.convolutions import for_compiled_loops
 from numpyro_neb.posteriors.base import AbstractPosterior, normal_cdf
+from numpyro_neb.posteriors.components import contract
 from numpyro_neb.posteriors.spreads import projected_root
 
 
@@ -63,6 +64,13 @@ class LinearisedPosterior(AbstractPosterior):
         """Cov(X given Y=y) v, a Jacobian-vector product of the jump."""
         return self.sigma**2 * self.jacobian(v)
 
+    @property
+    def variance(self) -> Float[Array, "*event"]:
+        """Var(X given Y=y) of each coordinate."""
+        if self.root is None:
+            return super().variance
+        return self.sigma**2 * jnp.sum(self.root[0] ** 2, 1).reshape(self.event_shape)
+
     def prepared(self) -> "LinearisedPosterior":
         """The same Gaussian, with its covariance projected and its root computed once."""
         root, projected = self._root
@@ -91,7 +99,9 @@ class LinearisedPosterior(AbstractPosterior):
 
     def icdf(self, q: ArrayLike) -> Float[Array, "*event"]:
         """The quantile at q of each coordinate."""
-        return self.mean + self.std * ndtri(jnp.asarray(q, self.mean.dtype))
+        std, reach = self.std, ndtri(jnp.asarray(q, self.mean.dtype))
+        # A point mass is its own quantile at 0 and 1, too, where the normal one is infinite.
+        return self.mean + jnp.where((std > 0) | jnp.isnan(reach), std * reach, 0)
 
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
         """The log density at x."""
@@ -104,8 +114,9 @@ class LinearisedPosterior(AbstractPosterior):
         """Independent draws of X, of shape (*shape, *event_shape)."""
         root = self.sigma * self._root[0]
         eps = jax.random.normal(check_key(key), (*shape, len(root)), root.dtype)
-        return self.mean + (eps @ root).reshape(*shape, *self.event_shape)
+        x = contract("...j,jk->...k", eps, root)
+        return self.mean + x.reshape(*shape, *self.event_shape)
 
 
 def _twice(root, v):
-    return (root @ (root @ v.reshape(-1))).reshape(v.shape)
+    return contract("ij,jk,k->i", root, root, v.reshape(-1)).reshape(v.shape)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb._internal.checks import check_key
-from numpyro_neb.posteriors.base import AbstractPosterior, normal_cdf
+from numpyro_neb.posteriors.base import AbstractPosterior, normal_cdf, root_of
 from numpyro_neb.posteriors.components import Components, contract
 
 
@@ -113,11 +114,17 @@ class MixturePosterior(AbstractPosterior):
                 # Not via the means: their rounding would hide that a location is exactly zero.
                 inside = sign * part.locs <= sign * x[None]
                 return inside.reshape(len(part.locs), -1).astype(x.dtype)
-            means = self._means(part) + part.loc.reshape(1, -1)
-            deviations = jnp.sqrt(part.variances(self.sigma))
+            means, deviations = self._coordinates(part)
             return normal_cdf(sign * x.reshape(1, -1), sign * means, deviations)
 
         return self._average(below).reshape(self.event_shape)
+
+    def _coordinates(self, part):
+        """The mean and the standard deviation of each coordinate given y and i."""
+        deviations = root_of(part.variances(self.sigma))
+        means = self._means(part) + part.loc.reshape(1, -1)
+        # Rounding must not hide that a point mass is exactly zero.
+        return jnp.where(deviations > 0, means, part.locs.reshape(means.shape)), deviations
 
     def icdf(self, q: ArrayLike) -> Float[Array, "*event"]:
         """The quantile at q of each coordinate: an atom if C_i = 0, otherwise by bisection."""
@@ -129,6 +136,8 @@ class MixturePosterior(AbstractPosterior):
     def _quantile_of_atoms(self, q):
         count = len(self.components.locs)
         atoms = jnp.sort(self.components.locs, axis=0)
+        # What rounding leaves the sum of all short of one must not move the last quantiles.
+        q = q * self.cdf(atoms[-1]) * (1 - 4 * jnp.finfo(q.dtype).eps)
         at = lambda index: jnp.take_along_axis(atoms, index[None], axis=0)[0]  # noqa: E731
 
         def halve(_, ends):
@@ -137,15 +146,17 @@ class MixturePosterior(AbstractPosterior):
             reached = self.cdf(at(middle)) >= q
             return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
 
-        # Rounding may leave the total short of q: the index must not pass the last atom.
         ends = jnp.zeros(q.shape, int), jnp.full(q.shape, count - 1)
         low, _ = jax.lax.fori_loop(0, count.bit_length(), halve, ends)
         return at(jnp.minimum(low, count - 1))
 
     def _quantile(self, q):
-        # Cantelli: mean - sd sqrt((1 - q) / q) <= quantile <= mean + sd sqrt(q / (1 - q)).
+        # The quantile of a mixture lies between those of its components.
         inside = jnp.where((q > 0) & (q < 1), q, 0.5)
-        mean, std, odds = self.mean, self.std, jnp.sqrt(inside / (1 - inside))
+        means, deviations = self._coordinates(self.components)
+        ends = means + deviations * ndtri(inside.reshape(1, -1))
+        lower, upper = (f(ends, axis=0).reshape(q.shape) for f in (jnp.min, jnp.max))
+        margin = 8 * jnp.finfo(q.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper))
 
         def halve(_, ends):
             low, high = ends
@@ -155,9 +166,12 @@ class MixturePosterior(AbstractPosterior):
 
         # The dtype's mantissa bits, plus some for the width of the bracket.
         steps = jnp.finfo(q.dtype).nmant + 10
-        low, high = jax.lax.fori_loop(0, steps, halve, (mean - std / odds, mean + std * odds))
+        low, high = jax.lax.fori_loop(0, steps, halve, (lower - margin, upper + margin))
+        # A point mass that the bracket has closed on is the quantile itself.
+        flat = (low.reshape(1, -1) <= means) & (means <= high.reshape(1, -1)) & (deviations == 0)
+        atom = jnp.min(jnp.where(flat, means, jnp.inf), axis=0).reshape(q.shape)
         # Bisection gives no derivative: take the implicit one by a Newton step of length zero.
-        x = jax.lax.stop_gradient((low + high) / 2)
+        x = jax.lax.stop_gradient(jnp.where(jnp.isfinite(atom), atom, high))
         value, density = jax.jvp(self.cdf, (x,), (jnp.ones_like(x),))
         excess = (value - inside) / jax.lax.stop_gradient(jnp.where(density > 0, density, 1))
         x -= excess - jax.lax.stop_gradient(excess)

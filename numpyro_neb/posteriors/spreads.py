@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from numpyro_neb._internal.checks import check_count
 from numpyro_neb.posteriors.base import AbstractPosterior
+from numpyro_neb.posteriors.components import contract
 
 
 class AbstractSpread(eqx.Module):
@@ -34,7 +35,9 @@ class Full(AbstractSpread):
     ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
         """R eps with R the symmetric root of the covariance."""
         root, projected = projected_root(posterior.covariance / posterior.sigma**2)
-        return posterior.sigma * (root @ eps.reshape(-1)).reshape(eps.shape), projected
+        return posterior.sigma * contract("ij,j->i", root, eps.reshape(-1)).reshape(
+            eps.shape
+        ), projected
 
 
 class Diagonal(AbstractSpread):
@@ -67,7 +70,7 @@ class Isotropic(AbstractSpread):
         self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
     ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
         """The root mean variance times eps."""
-        # Probes p of length sqrt(d): the mean of p' Cov p / d over all d of them is the trace / d.
+        # Unit probes p: the mean of p' Cov p over d orthogonal ones is the trace / d.
         probes = jax.random.orthogonal(jax.random.key(0), eps.size)[: self.num_probes]
         along = lambda p: jnp.vdot(p, posterior.product(p.reshape(eps.shape)))  # noqa: E731
         variances = jax.vmap(along)(probes.astype(eps.dtype)) / posterior.sigma**2
@@ -103,7 +106,7 @@ def projected_root(
         negative.
     """
     values, vectors, kept = _eigen(matrix)
-    return (vectors * jnp.sqrt(kept)[None]) @ vectors.T, _negative(values)
+    return contract("ik,jk->ij", vectors * jnp.sqrt(kept)[None], vectors), _negative(values)
 
 
 @projected_root.defjvp
@@ -118,10 +121,11 @@ def _projected_root_jvp(primals, tangents):
     slope = (kept[:, None] - kept[None, :]) / jnp.where(apart, gap, 1)
     slope = jnp.where(apart, slope, (kept == values)[:, None])
     weights = slope / (roots[:, None] + roots[None, :])
-    inner = vectors.T @ tangent @ vectors
+    inner = contract("ki,kl,lj->ij", vectors, tangent, vectors)
     negative = _negative(values)
-    out = (vectors * roots[None]) @ vectors.T, negative
-    return out, (vectors @ (weights * inner) @ vectors.T, jnp.zeros_like(negative))
+    out = contract("ik,jk->ij", vectors * roots[None], vectors), negative
+    slopes = contract("ik,kl,jl->ij", vectors, weights * inner, vectors)
+    return out, (slopes, jnp.zeros_like(negative))
 
 
 def _eigen(matrix):

@@ -52,7 +52,7 @@ def test_a_traced_number_is_checked_at_run_time():
 
     assert double(0.25) == 0.5
     for wrong in (-0.3, 1.0, np.nan):
-        with pytest.raises(Exception, match="a must be positive and less than 1"):
+        with pytest.raises(Exception, match="a must be between 0 and 1"):
             double(wrong)
 
 

@@ -134,3 +134,21 @@ def test_wrong_event_shape(density, shape, untyped):
 def test_bad_num_steps(untyped):
     with pytest.raises(ValueError, match="num_steps must be a positive int, got 0"):
         neb.SmoothedDensity(MIXTURE, num_steps=0)
+
+
+def test_an_error_of_a_custom_sampler_is_not_hidden():
+    class Custom(neb.AbstractEnergy):
+        sigma: jax.Array
+        loc: jax.Array
+        scale: jax.Array
+        event_shape: tuple[int, ...] = eqx.field(static=True)
+
+        def __call__(self, y):
+            return jnp.sum(y**2)
+
+        def sample(self, key, shape=()):
+            raise NotImplementedError("of its own")
+
+    energy = Custom(*map(jnp.asarray, (0.5, 0.0, 1.0)), (2,))
+    with pytest.raises(NotImplementedError, match="of its own"):
+        neb.SmoothedDensity(energy).sample(jax.random.key(0))

@@ -338,3 +338,64 @@ def test_products_go_a_few_at_a_time():
         ask = lambda y, energy=energy: energy.posterior(y).covariance  # noqa: E731
         shapes = targets.array_shapes(ask, jnp.zeros(d))
         assert max(np.prod(shape) for shape in shapes if shape != (600, d)) <= largest
+
+
+# X = 0 with probability 0.9, otherwise N(0, 4).
+POINT_MASS = neb.MixtureEnergy([0.0, 0.0], 1.0, np.log([0.9, 0.1]), [[[0.0]], [[4.0]]])
+
+
+def test_a_point_mass_counts_on_both_sides_of_zero():
+    y = np.linspace(-4, 4, 33).astype(np.float32)
+    zero, slab = 0.9 * stats.norm.pdf(y), 0.1 * stats.norm.pdf(y, scale=np.sqrt(5))
+    mass, sd = zero / (zero + slab), np.sqrt(4 / 5)
+    below = mass + (1 - mass) * stats.norm.cdf(-0.8 * y / sd)
+    above = mass + (1 - mass) * stats.norm.cdf(0.8 * y / sd)
+    found = neb.posterior_distribution(POINT_MASS, y)
+    np.testing.assert_allclose(found.cdf(0.0), below, rtol=1e-5)
+    np.testing.assert_allclose(found.lfsr, np.minimum(below, above), rtol=1e-5)
+
+
+def test_quantiles_at_a_point_mass():
+    """The least value whose cdf reaches q, and intervals that hold what they claim."""
+    for y in np.linspace(-4, 4, 17):
+        found = POINT_MASS.posterior(jnp.asarray(y, float))
+        for q in (1e-3, 0.05, 0.3, 0.5, 0.8, 0.95, 0.999):
+            assert found.cdf(found.icdf(q)) >= q - 1e-6
+        lower, upper = found.interval(0.9)
+        assert lower <= upper
+        assert found.cdf(upper) + found.upper_tail(lower) - 1 >= 0.9 - 1e-5
+    found = POINT_MASS.posterior(jnp.zeros(()))
+    assert [found.icdf(q) for q in (0.1, 0.5, 0.9)] == [0, 0, 0]
+
+
+def test_derivatives_at_a_point_mass_are_finite():
+    def at(sigma):
+        found = POINT_MASS.at(sigma).posterior(jnp.asarray(0.3))
+        return found.cdf(0.4) + found.icdf(0.99)
+
+    step = 1e-2
+    slope = (at(1 + step) - at(1 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(at)(1.0), slope, rtol=0.02)
+
+
+def test_no_quantile_is_an_atom_of_no_weight():
+    energy = neb.MixtureEnergy([0.0, 1.0, 50.0], 1.0, [0.0, 0.0, -np.inf])
+    found = neb.posterior_distribution(energy, jnp.linspace(-1, 2, 9))
+    np.testing.assert_array_equal(found.icdf(1.0), 1)
+    dense = neb.MixtureEnergy(np.linspace(-30, 30, 601), 0.5)
+    top = neb.posterior_distribution(dense, jnp.linspace(-3, 3, 7)).icdf(1 - 6e-8)
+    assert jnp.all(top < 6)
+
+
+def test_values_keep_their_precision(x64):
+    atoms = neb.MixtureEnergy(np.array([0.1, 1.0]), 1.0)
+    narrow = eqx.tree_at(lambda e: e.sigma, atoms, jnp.float32(1.0))
+    y = jnp.zeros(1)
+    expected = neb.posterior_distribution(atoms, y).log_prob(jnp.array([0.1]))
+    found = neb.posterior_distribution(narrow, y).log_prob(jnp.array([0.1]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_gaussian_of_no_width_is_its_own_quantile():
+    point = LinearisedPosterior(lambda y: 0 * y + 1, jnp.array(1.0), jnp.array([2.0]))
+    assert [point.icdf(q)[0] for q in (0.0, 0.5, 1.0)] == [1, 1, 1]
