@@ -270,7 +270,7 @@ def test_long_work_shows_a_bar(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda y: neb.posterior_covariance(MIXTURE, y, "half"), "form must be 'full', 'd"),
+        (lambda y: neb.posterior_covariance(MIXTURE, y, "half"), "covariance must be 'full', 'd"),
         (lambda y: empirical_bayes.credible_interval(MIXTURE, y, 1.0), "probability must be betw"),
         (lambda y: empirical_bayes.posterior_components(MIXTURE, y, 3), "num_components must be"),
         (

@@ -359,7 +359,7 @@ class TestEveryIntegrator:
 
     def test_bad_step_size(self, integrator, untyped):
         for value in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=rf"step_size must be .* finite, got {value}"):
+            with pytest.raises(ValueError, match=rf"step_size must be (positive|finite), got {value}"):
                 type(integrator)(step_size=value)
 
 
@@ -373,7 +373,7 @@ def test_clipping_leaves_a_metropolis_law_exact(kind):
 @pytest.mark.parametrize("kind", UNDERDAMPED, ids=name_of)
 def test_bad_arguments(kind, untyped):
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=rf"friction must be .* finite, got {value}"):
+        with pytest.raises(ValueError, match=rf"friction must be (positive|finite), got {value}"):
             kind(friction=value)
     with pytest.raises(ValueError, match="initial_velocity must be 'gaussian' or 'zero', got 'x'"):
         kind(initial_velocity="x")
