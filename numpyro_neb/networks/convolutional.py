@@ -275,5 +275,5 @@ def _image_shape(event_shape):
 
 def _channels(channels):
     sizes = check_sizes("channels", channels)
-    require(sizes, "channels must have at least one entry, got ()")
+    require(sizes, "channels must be a tuple with at least one entry, got ()")
     return sizes

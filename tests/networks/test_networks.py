@@ -175,7 +175,7 @@ def test_a_u_net_learns_digits(digits):
     ("make", "message"),
     [
         (lambda: ConvNet((64,), key=KEY), r"event_shape must be \(height, width\) or \(channels"),
-        (lambda: ConvNet((8, 8), (), key=KEY), "channels must have at least one entry"),
+        (lambda: ConvNet((8, 8), (), key=KEY), "channels must be a tuple with at least one entry"),
         (lambda: ConvNet((8, 8), (4,), stride=0, key=KEY), "stride must be a positive int, got 0"),
         (lambda: UNet((8, 8), (4, 0), key=KEY), "channels must be a tuple of positive ints"),
         (
