@@ -359,7 +359,8 @@ class TestEveryIntegrator:
 
     def test_bad_step_size(self, integrator, untyped):
         for value in (0.0, -1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=rf"step_size must be (positive|finite), got {value}"):
+            message = rf"step_size must be (positive|finite), got {value}"
+            with pytest.raises(ValueError, match=message):
                 type(integrator)(step_size=value)
 
 
