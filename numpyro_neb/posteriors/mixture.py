@@ -154,6 +154,13 @@ class MixturePosterior(AbstractPosterior):
         # The quantile of a mixture lies between those of its components.
         inside = jnp.where((q > 0) & (q < 1), q, 0.5)
         means, deviations = self._coordinates(self.components)
+        weights = jnp.exp(self.components.log_responsibilities(self.y, self.sigma))
+
+        # `cdf`, with what does not depend on x computed once.
+        def cdf(x):
+            below = normal_cdf(x.reshape(1, -1), means, deviations)
+            return contract("k,kd->d", weights, below).reshape(x.shape)
+
         ends = means + deviations * ndtri(inside.reshape(1, -1))
         lower, upper = (f(ends, axis=0).reshape(q.shape) for f in (jnp.min, jnp.max))
         margin = 8 * jnp.finfo(q.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper))
@@ -161,7 +168,7 @@ class MixturePosterior(AbstractPosterior):
         def halve(_, ends):
             low, high = ends
             middle = (low + high) / 2
-            reached = self.cdf(middle) >= inside
+            reached = cdf(middle) >= inside
             return jnp.where(reached, low, middle), jnp.where(reached, middle, high)
 
         # The dtype's mantissa bits, plus some for the width of the bracket.
@@ -172,7 +179,7 @@ class MixturePosterior(AbstractPosterior):
         atom = jnp.min(jnp.where(flat, means, jnp.inf), axis=0).reshape(q.shape)
         # Bisection gives no derivative: take the implicit one by a Newton step of length zero.
         x = jax.lax.stop_gradient(jnp.where(jnp.isfinite(atom), atom, high))
-        value, density = jax.jvp(self.cdf, (x,), (jnp.ones_like(x),))
+        value, density = jax.jvp(cdf, (x,), (jnp.ones_like(x),))
         excess = (value - inside) / jax.lax.stop_gradient(jnp.where(density > 0, density, 1))
         x -= excess - jax.lax.stop_gradient(excess)
         return jnp.where(q == inside, x, jnp.inf * (q - 0.5))
