@@ -213,11 +213,12 @@ def sure_loss(
         probes = jax.random.rademacher(key, shape, y.dtype)
 
     def risk(y, probes):
-        posterior = energy.posterior(y)
-        along = lambda v: jnp.vdot(v, posterior.product(v))  # noqa: E731
-        # sigma^2 div x_hat(y) is the trace of Cov(X given Y=y).
-        trace = jnp.mean(jax.vmap(along)(probes.reshape(-1, *y.shape)))
-        return jnp.sum((posterior.mean - y) ** 2) + 2 * trace - energy.sigma**2 * size
+        # Not by way of energy.posterior(y): its convolutions are matrix products, for compiled
+        # loops, and a training step is outside of any.
+        jump, jacobian = jax.linearize(energy.denoise, y)
+        along = lambda v: jnp.vdot(v, jacobian(v))  # noqa: E731
+        divergence = jnp.mean(jax.vmap(along)(probes.reshape(-1, *y.shape)))
+        return jnp.sum((jump - y) ** 2) + energy.sigma**2 * (2 * divergence - size)
 
     return jnp.mean(jax.vmap(risk)(y, probes))
 
