@@ -1,11 +1,13 @@
 """Events, the y and x of an energy: arrays of shape (*batch, *event_shape), as users give them."""
 
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.checks import check_finite, check_floats, require, rounded
 
@@ -95,3 +97,40 @@ def in_dtype_of(energy: Any, y: Array | np.ndarray) -> Float[Array, "..."]:
     # Not result_type of both: sigma = jnp.asarray(0.5) is weakly typed, and would give way.
     dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(y.dtype), jnp.result_type(sigma))
     return jnp.asarray(rounded(y, dtype))
+
+
+# Columns whose scales differ by more than this need standardising, for noise with one sigma.
+_UNLIKE = 30.0
+
+
+def warn_unlike_scales(name: str, x: Array | np.ndarray) -> None:
+    """Warns if the columns of a table differ in scale more than thirtyfold.
+
+    Noise of one sigma then hides the narrow columns, or is too small to smooth the wide ones. A
+    column's scale is the root mean square distance from its median, over the rows off the median:
+    pixels that are mostly black have the scale of the others. Up to 1,000 rows are looked at.
+
+    Args:
+        name: The argument's name, for the message.
+        x: Data of shape (n, d); data of other shapes are not tables, and are left alone.
+    """
+    if x.ndim != 2 or x.shape[1] < 2:
+        return
+    some = np.asarray(x[:: -(-len(x) // 1000)])
+    # float16 overflows when squared, and a large offset would be rounded.
+    off = some.astype(float) - np.median(some, axis=0).astype(float)
+    unit = max(float(np.abs(off).max()), np.finfo(float).tiny)
+    counts = np.count_nonzero(off, axis=0)
+    scales = unit * np.sqrt(np.sum((off / unit) ** 2, axis=0) / np.maximum(counts, 1))
+    columns = np.flatnonzero(counts > len(some) / 100)
+    if not len(columns):
+        return
+    low, high = (columns[pick(scales[columns])] for pick in (np.argmin, np.argmax))
+    if scales[high] > _UNLIKE * scales[low]:
+        warnings.warn(
+            f"the columns of {name} differ in scale by a factor of"
+            f" {scales[high] / scales[low]:,.0f}: {scales[low]:.2g} in column {low} and"
+            f" {scales[high]:.2g} in column {high}. The noise has one sigma for all of them:"
+            " standardise the columns first, by their standard deviations",
+            stacklevel=find_stack_level(),
+        )
