@@ -61,9 +61,10 @@ def to_arviz(
         mcmc: An MCMC object that has run, or what `fit_mixture` returned.
         coords: Coordinates for the dimensions of an event, 0, 1, ... by default.
         dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
-            `row`, `column` by default for events of rank 2, `channel`, `row`, `column` for rank 3,
-            and `event_dim_0`, ... otherwise; for the sites of a model those of their plates. A
-            fit's dimension of observations is `observation`.
+            `height`, `width` by default for events of rank 2, `channel`, `height`, `width` for
+            rank 3, and `event_dim_0`, ... otherwise; for the sites of a model those of their
+            plates. A fit's dimension of observations is `observation`. ArviZ 1.x keeps `row` and
+            `column` for its own plots.
         warmup: The draws and the extra fields of warm-up. `mcmc.run` discards them, so
             take `(mcmc.get_samples(group_by_chain=True),
             mcmc.get_extra_fields(group_by_chain=True))` after

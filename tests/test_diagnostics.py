@@ -36,10 +36,10 @@ def test_groups(mcmc):
     assert type(data).__name__ == ("InferenceData" if GENERATION == 0 else "DataTree")
     for name in ("x", "y"):
         variable = data.posterior[name]
-        assert variable.dims == ("chain", "draw", "row", "column")
+        assert variable.dims == ("chain", "draw", "height", "width")
         expected = mcmc.get_samples(group_by_chain=True)[name]
         np.testing.assert_array_equal(variable.values, expected)
-        np.testing.assert_array_equal(variable["column"], [0, 1, 2])
+        np.testing.assert_array_equal(variable["width"], [0, 1, 2])
     fields = mcmc.get_extra_fields(group_by_chain=True)
     for name in ("lp", "energy", "step_size", "diverging"):
         np.testing.assert_array_equal(data.sample_stats[name].values, fields[name])
@@ -48,7 +48,7 @@ def test_groups(mcmc):
     energy = mcmc.sampler.energy
     np.testing.assert_array_equal(data.constant_data["loc"], energy.loc)
     np.testing.assert_array_equal(data.constant_data["scale"], energy.scale)
-    assert data.constant_data["loc"].dims == ("row", "column")
+    assert data.constant_data["loc"].dims == ("height", "width")
     assert data.sample_stats.attrs["num_coordinates"] == 6
     attributes = data.posterior.attrs
     assert attributes["created_by"] == f"numpyro_neb {neb.__version__}"
@@ -61,7 +61,7 @@ def test_groups(mcmc):
 
 @pytest.mark.parametrize(
     ("event_shape", "dims"),
-    [((), ()), ((4,), ("event_dim_0",)), ((3, 2, 2), ("channel", "row", "column"))],
+    [((), ()), ((4,), ("event_dim_0",)), ((3, 2, 2), ("channel", "height", "width"))],
 )
 def test_dims_of_every_event_shape(event_shape, dims):
     assert neb.to_arviz(run(event_shape)).posterior["x"].dims == ("chain", "draw", *dims)
@@ -74,7 +74,7 @@ def test_frozen_coordinates_are_constants_and_do_not_count():
     mcmc.run(jax.random.key(0), init_params=jnp.zeros((2, 3)))
     data = neb.to_arviz(mcmc, constant_data={"seen": np.ones(3)})
     np.testing.assert_array_equal(data.constant_data["frozen"], np.eye(2, 3, dtype=bool))
-    assert data.constant_data["frozen"].dims == ("row", "column")
+    assert data.constant_data["frozen"].dims == ("height", "width")
     assert data.constant_data["seen"].shape == (3,)
     assert data.sample_stats.attrs["num_coordinates"] == 4
 
@@ -236,7 +236,7 @@ def test_what_makes_its_own_arviz_data_does_so():
 def test_a_fitted_mixture_of_images():
     y = np.random.default_rng(0).normal(size=(5, 2, 3))
     data = neb.to_arviz(neb.fit_mixture(y, 1.0), num_samples=10)
-    assert data["posterior"]["x"].dims == ("chain", "draw", "observation", "row", "column")
+    assert data["posterior"]["x"].dims == ("chain", "draw", "observation", "height", "width")
 
 
 def test_an_mcmc_has_its_own_draws(mcmc):

@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-_EVENT_DIMS = {2: ("row", "column"), 3: ("channel", "row", "column")}
+# Not row and column: the plots of ArviZ 1.x keep these for themselves.
+_EVENT_DIMS = {2: ("height", "width"), 3: ("channel", "height", "width")}
 
 
 @runtime_checkable

@@ -118,7 +118,7 @@ def _draw(energy, held_out, data, key, out):
     plt.gcf().savefig(out / "denoising.png", dpi=150)
     neb.plots.walk_jump(data.posterior["x"].values[:, 19:400:20])
     plt.gcf().savefig(out / "walk_jump.png", dpi=150)
-    centre = {"row": [3], "column": [3, 5]}
+    centre = {"height": [3], "width": [3, 5]}
     pixels = data.posterior["x"].sel(centre)
     shown: Any = xr.Dataset({"x": pixels, "lp": data.sample_stats["lp"]})
     with plt.rc_context({"figure.constrained_layout.use": True}):

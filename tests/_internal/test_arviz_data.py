@@ -52,8 +52,8 @@ def test_a_tree_read_from_a_store():
 
 def test_names():
     assert event_dims(()) == []
-    assert event_dims((2, 3)) == ["row", "column"]
-    assert event_dims((5, 2, 3)) == ["channel", "row", "column"]
+    assert event_dims((2, 3)) == ["height", "width"]
+    assert event_dims((5, 2, 3)) == ["channel", "height", "width"]
     assert event_dims((4,)) == ["event_dim_0"]
     assert created_by() == {"created_by": f"numpyro_neb {neb.__version__}"}
     assert isinstance(neb.fit_mixture(np.zeros(3), 1.0), SupportsArviz)

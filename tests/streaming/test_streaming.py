@@ -80,7 +80,7 @@ def test_a_stream_is_a_run(mcmc, tmp_path):
     assert type(data) is type(neb.to_arviz(mcmc))
     assert_draws(data, mcmc)
     expected = neb.to_arviz(mcmc)
-    assert data["posterior"]["x"].dims == ("chain", "draw", "row", "column")
+    assert data["posterior"]["x"].dims == ("chain", "draw", "height", "width")
     np.testing.assert_array_equal(data["posterior"]["draw"].values, np.arange(40))
     np.testing.assert_array_equal(
         data["constant_data"]["sigma"], expected["constant_data"]["sigma"]
