@@ -6,6 +6,8 @@ known, so that nothing here prevents `jax.jit`, `jax.vmap` or a derivative.
 
 import reprlib
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
 from operator import index
 from typing import Any, Protocol, runtime_checkable
 
@@ -164,21 +166,48 @@ def check_positive(name: str, value: Any, below: float = np.inf, *, scalar: bool
 def as_array(name: str, value: Any) -> Array | np.ndarray:
     """A value as an array of any dtype; JAX arrays, traced or not, are returned unchanged.
 
+    All that NumPy converts is accepted: tables of pandas and polars, tensors, lists of rows. Python
+    numbers in an array of objects, as tables of several types give, become floats, or ints if all
+    are. JAX has no long doubles: they become float64.
+
     Raises:
-        TypeError: If it is not one, such as a list of rows of several lengths.
+        TypeError: If it is not one, such as a list of rows of several lengths, or if an array of
+            objects holds anything but real numbers.
     """
     if isinstance(value, jax.Array):
         return value
+    leaves = jax.tree.leaves(value) if isinstance(value, list | tuple) else [value]
     masked = f"{name} must be a plain array, got a masked one: fill or drop its gaps"
-    require(not np.ma.is_masked(value), masked, TypeError)
+    require(not any(map(np.ma.is_masked, leaves)), masked, TypeError)
     try:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
             return jnp.asarray(value)
         array = np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of whatever kind: tensors with a gradient raise a RuntimeError
         raise TypeError(f"{name} must be an array, got {kind(value)}: {error}") from None
+    if array.dtype == object and array.shape != ():
+        array = _of_objects(name, array, getattr(value, "columns", None))
+    if array.dtype == np.longdouble:
+        array = rounded(array, np.float64)
     # JAX takes only the native byte order; FITS files have another.
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _of_objects(name, array, columns):
+    """The numbers of an array of objects; the error says where anything else is."""
+    types = set(map(type, array.flat))
+    wrong = {t for t in types if not issubclass(t, Real | Decimal) or issubclass(t, bool)}
+    if not wrong:
+        whole = all(issubclass(t, Integral) for t in types) and array.size > 0
+        return array.astype(np.int64 if whole and np.abs(array).max() < 2**63 else float)
+    place, item = next((i, item) for i, item in np.ndenumerate(array) if type(item) in wrong)
+    where = f"at {place}"
+    if array.ndim == 2 and columns is not None:
+        where = f"in row {place[0]} of column {columns[place[1]]!r}"
+    got, advice = f"{kind(item)} {short(item)}", "leave it out, or turn it into numbers"
+    if item is None or type(item).__name__ in ("NAType", "NaTType"):
+        got, advice = "a missing value", "fill or drop its gaps"
+    raise TypeError(f"{name} must hold real numbers, got {got} {where}: {advice}")
 
 
 def check_reals(name: str, value: Any) -> Array | np.ndarray:
@@ -188,8 +217,8 @@ def check_reals(name: str, value: Any) -> Array | np.ndarray:
         TypeError: If it holds anything else.
     """
     array = as_array(name, value)
-    real = _is(array, jnp.floating, jnp.integer)
-    require(real, f"{name} must hold real numbers, got {_held(array)}", TypeError)
+    message = f"{name} must hold real numbers, got {_held(array)}{_advice(name, array)}"
+    require(_is(array, jnp.floating, jnp.integer), message, TypeError)
     return array
 
 
@@ -201,12 +230,7 @@ def check_floats(name: str, value: Any) -> Array | np.ndarray:
             of continuous data needs, and nothing is cast silently.
     """
     array = as_array(name, value)
-    advice = ""
-    if _is(array, jnp.integer, jnp.bool_):
-        advice = ": convert it with .astype(float), and scale it, an image by 1 / 255 say"
-    elif _is(array, jnp.complexfloating):
-        advice = ": take its real and imaginary parts as coordinates"
-    message = f"{name} must hold floats, got {_held(array)}{advice}"
+    message = f"{name} must hold floats, got {_held(array)}{_advice(name, array)}"
     require(_is(array, jnp.floating), message, TypeError)
     return array
 
@@ -337,3 +361,22 @@ def _held(array):
     if array.dtype != object or array.shape != ():
         return array.dtype
     return "None" if array.item() is None else kind(array.item())
+
+
+def _advice(name, array):
+    """How to make floats of an array that holds something else, for the end of a message."""
+    if _is(array, jnp.integer):
+        return f": convert it with np.asarray({name}, float), and scale it, an image by 1 / 255 say"
+    if array.dtype == object and isinstance(array.item(), dict):
+        return f": make it a table with pandas.DataFrame({name})"
+    if array.dtype == object and hasattr(array.item(), "toarray"):
+        return ": make it dense with .toarray()"
+    advice = {
+        "b": f"convert it with np.asarray({name}, float)",
+        "c": "take its real and imaginary parts as coordinates",
+        "m": "divide it by a unit, such as np.timedelta64(1, 's')",
+        "M": "subtract one time from all, and divide by a unit, such as np.timedelta64(1, 's')",
+        "U": f"if it is the text of numbers, convert it with np.asarray({name}, float)",
+        "V": "make it plain with numpy.lib.recfunctions.structured_to_unstructured",
+    }.get(getattr(array.dtype, "kind", ""))
+    return "" if advice is None else f": {advice}"
