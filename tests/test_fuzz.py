@@ -12,6 +12,7 @@ from math import prod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import pytest
@@ -372,7 +373,7 @@ def test_pictures(shape, dtype, columns):
     ones = np.ones(len(images), int)
     found = memories.FoundMemories(images, ones, ones > 0, ones, ones)
     assert len(plots.memories(found, columns=columns).texts) == len(images)
-    plots.plt.close("all")
+    plt.close("all")
 
 
 # What is wrong.
@@ -436,7 +437,7 @@ def test_arrays_of_any_kind(name, array, untyped):
             call(array)
     except Exception as error:
         only_names(error, argument)
-    plots.plt.close("all")
+    plt.close("all")
 
 
 @pytest.mark.parametrize("name", TAKES_REALS)

@@ -15,12 +15,13 @@ FOLDERS = (
     "integrators",
     "models",
     "networks",
+    "plots",
     "posteriors",
     "sampling",
     "streaming",
     "training",
 )
-FILES = ("diagnostics", "geometry", "memories", "plots")
+FILES = ("diagnostics", "geometry", "memories")
 TABLES = [
     *(f"tests.{room}.test_wrong_arguments" for room in FOLDERS),
     *(f"tests.test_wrong_arguments_{room}" for room in FILES),

@@ -120,7 +120,10 @@ ROWS = (
                 ValueError,
                 r"energy must have the event shape \(2,\)",
             ),
-            *wrong_arrays("limits", LIMITS, floats=False, event=False),
+            *wrong_arrays("limits", LIMITS, floats=False, event=False, none=False),
+            *each("limits", ValueError, "limits must be given if there are no data", [None]),
+            *wrong_arrays("data", Y, floats=False, event=False, none=False),
+            *each("data", ValueError, r"data must have shape \(n, 2\), got \(2,\)", {"one": Y[0]}),
             *wrong_arrays("walk", Y, floats=False, event=False, none=False),
             *each(
                 "limits",
@@ -131,6 +134,19 @@ ROWS = (
             *each(
                 "walk", ValueError, r"walk must have shape \(draws, 2\), got \(2,\)", {"one": Y[0]}
             ),
+        ],
+    ),
+    Rows(
+        plots.marginals,
+        {"data": PAIRS, "draws": PAIRS},
+        [
+            *wrong_arrays("data", PAIRS, floats=False, event=False),
+            *wrong_arrays("draws", PAIRS, floats=False, event=False),
+            *each("data", ValueError, "data must hold at least one row", {"none": PAIRS[:0]}),
+            *each(
+                "draws", ValueError, "draws must have the 2 columns of data", {"one": PAIRS[:, :1]}
+            ),
+            *each("axes", ValueError, "axes must hold at least 2 matplotlib axes", [[3, 4]]),
         ],
     ),
     Rows(
