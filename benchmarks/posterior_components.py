@@ -1,6 +1,6 @@
 """Components of MNIST digits' posteriors: `python -m benchmarks.posterior_components`.
 
-Five components in 784 dimensions by subspace iteration on Jacobian-vector products, compared with
+Five components in 784 dimensions by Lanczos' method on Jacobian-vector products, compared with
 those of the full covariance's dense eigendecomposition. The energy is trained for a minute;
 mnist.npz is read from the folder named by NEB_DATA, or else from ../shared/data.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 import numpyro_neb as neb
 from benchmarks.normal_means import data_folder
-from numpyro_neb.empirical_bayes.functions import posterior_components
+from numpyro_neb.empirical_bayes.components import posterior_components
 
 
 def main() -> None:
@@ -37,14 +37,14 @@ def main() -> None:
 
     times = {}
     for name, find in {
-        "subspace iteration": lambda: posterior_components(energy, y, 5, progress_bar=False),
+        "Lanczos": lambda: posterior_components(energy, y, 5, progress_bar=False),
         "dense": lambda: np.linalg.eigh(neb.posterior_covariance(energy, y, progress_bar=False)),
     }.items():
         jax.block_until_ready(find())
         start = time.perf_counter()
         times[name] = jax.block_until_ready(find()), time.perf_counter() - start
         print(f"{name}: {times[name][1]:.2f} s for {len(y)} digits", flush=True)
-    found, (values, vectors) = times["subspace iteration"][0], times["dense"][0]
+    found, (values, vectors) = times["Lanczos"][0], times["dense"][0]
     leading = np.swapaxes(vectors[..., ::-1][..., :5], -1, -2)
     cosines = np.abs(np.sum(np.asarray(found.components).reshape(leading.shape) * leading, -1))
     worst = np.max(np.abs(np.asarray(found.variances) / values[..., ::-1][..., :5] - 1))

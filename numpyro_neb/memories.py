@@ -21,7 +21,7 @@ from numpyro_neb._internal.checks import (
 )
 from numpyro_neb._internal.convolutions import for_compiled_loops
 from numpyro_neb._internal.events import as_events, check_rows
-from numpyro_neb.empirical_bayes.functions import posterior_components
+from numpyro_neb.empirical_bayes.components import posterior_components
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 
 Cues = Float[Array, "..."] | Float[np.ndarray, "..."]

@@ -6,12 +6,11 @@ law of X from them, and `fit(..., objective=sure_loss)` trains an energy on them
 on noisy data as if they were clean takes X to be as noisy as Y, and shrinks too little.
 """
 
+from numpyro_neb.empirical_bayes.components import PosteriorComponents, posterior_components
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution
 from numpyro_neb.empirical_bayes.functions import (
-    PosteriorComponents,
     credible_interval,
     local_false_sign_rate,
-    posterior_components,
     posterior_covariance,
     posterior_distribution,
     posterior_mean,

@@ -1,11 +1,9 @@
 """What an energy says about the clean X behind any batch of observations."""
 
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -13,9 +11,7 @@ from numpyro_neb._internal.batching import in_chunks
 from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
-    check_counts,
     check_positive,
-    require,
 )
 from numpyro_neb._internal.events import as_events, checked_events, in_dtype_of
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
@@ -234,126 +230,6 @@ def credible_interval(
     """
     probability = check_positive("probability", probability, 1.0)
     return _over("interval", energy, y, chunk_size, progress_bar, probability)
-
-
-class PosteriorComponents(NamedTuple):
-    """The leading principal components of X given Y=y.
-
-    Attributes:
-        variances: The largest eigenvalues of Cov(X given Y=y), decreasing, of shape
-            (*batch, num_components).
-        components: Their unit eigenvectors, of shape (*batch, num_components, *event_shape).
-        residuals: norm(Cov v - variance v) / the largest variance for each, of the shape of
-            `variances`: how far it still is from an eigenvector.
-    """
-
-    variances: Float[Array, "*batch num_components"]
-    components: Float[Array, "..."]
-    residuals: Float[Array, "*batch num_components"]
-
-
-def posterior_components(
-    energy: AbstractEnergy,
-    y: Observations,
-    num_components: int,
-    *,
-    tolerance: float = 1e-3,
-    max_iterations: int = 100,
-    chunk_size: int = 16,
-    progress_bar: bool = True,
-) -> PosteriorComponents:
-    r"""The leading principal components of the posterior, by subspace iteration.
-
-    The directions in which an observation leaves X most uncertain. Each iteration multiplies a
-    block of vectors, a few more than requested, by Cov(X given Y=y), as Jacobian-vector products of
-    the jump, and takes the best basis of their span (Rayleigh-Ritz): no d x d array is formed.
-
-    Args:
-        energy: The energy phi.
-        y: Observations, of shape (*batch, *event_shape).
-        num_components: How many, at most d.
-        tolerance: The iteration stops when every residual is below it; the error in a variance is
-            about its square.
-        max_iterations: Maximum number of iterations; `residuals` shows how well they converged.
-        chunk_size: How many observations to process at once.
-        progress_bar: Whether to show a tqdm bar if it takes longer than a second.
-
-    Returns:
-        Variances, components and residuals. A component's sign is arbitrary.
-
-    Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
-        ValueError: If num_components is not between 1 and d, y does not end in the event shape, or
-            another count is not a positive int.
-
-    Reference:
-        Manor and Michaeli, On the posterior distribution in denoising, ICLR 2024; Halko, Martinsson
-        and Tropp, Finding structure with randomness, SIAM Review 53 (2011).
-
-    Example:
-        >>> import jax.numpy as jnp, numpyro_neb as neb
-        >>> spread = jnp.diag(jnp.array([3.0, 1.0, 0.0]))[None]
-        >>> energy = neb.MixtureEnergy(jnp.zeros((1, 3)), 1.0, covariances=spread)
-        >>> found = neb.empirical_bayes.posterior_components(energy, jnp.zeros(3), 2)
-        >>> jnp.allclose(found.variances, jnp.array([3 / 4, 1 / 2]))  # c / (c + sigma^2)
-        Array(True, dtype=bool)
-    """
-    flat, batch = _flat(energy, y, chunk_size)
-    d = int(np.prod(energy.event_shape))
-    num_components, max_iterations = check_counts(
-        num_components=num_components, max_iterations=max_iterations
-    )
-    require(num_components <= d, f"num_components must be at most d = {d}, got {num_components}")
-    tolerance = check_positive("tolerance", tolerance)
-    find = partial(
-        _components,
-        energy,
-        num_components=num_components,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
-    found = in_chunks(lambda y: find(in_dtype_of(energy, y)), (flat,), chunk_size, progress_bar)
-    return PosteriorComponents(*(a.reshape(*batch, *a.shape[1:]) for a in found))
-
-
-@eqx.filter_jit
-def _components(energy, y, num_components, tolerance, max_iterations):
-    d = int(np.prod(energy.event_shape))
-    # The error shrinks like the ratio of the first eigenvalue left out to the last one requested.
-    size = min(d, 2 * num_components + 5)
-    start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (d, size), y.dtype))[0]
-
-    def rayleigh_ritz(basis, image):
-        values, vectors = jnp.linalg.eigh(basis.T @ image)
-        values, vectors = values[::-1], vectors[:, ::-1]
-        basis, image = basis @ vectors, image @ vectors
-        errors = jnp.linalg.norm(image - basis * values[None], axis=0)
-        # Every vector is an eigenvector of a zero covariance.
-        largest = jnp.maximum(jnp.abs(values[0]), jnp.finfo(y.dtype).tiny)
-        return values, basis, image, errors / largest
-
-    def one(y):
-        product = energy.posterior(y).product
-        times = jax.vmap(lambda v: product(v.reshape(y.shape)).reshape(-1), 1, 1)
-
-        def step(state):
-            values, basis, image, _, shift, number = state
-            # Otherwise large negative variances of a poor fit would drown out the others.
-            shift = jnp.maximum(shift, -values[-1])
-            basis = jnp.linalg.qr(image + shift * basis)[0]
-            return *rayleigh_ritz(basis, times(basis)), shift, number + 1
-
-        def unfinished(state):
-            worst = jnp.max(state[3][:num_components])
-            return (worst > tolerance) & (state[5] < max_iterations)
-
-        begin = rayleigh_ritz(start, times(start))
-        state = (*begin, jnp.zeros((), y.dtype), jnp.ones((), int))
-        values, basis, _, errors, _, _ = jax.lax.while_loop(unfinished, step, state)
-        components = basis.T[:num_components].reshape(num_components, *y.shape)
-        return values[:num_components], components, errors[:num_components]
-
-    return jax.vmap(one)(y)
 
 
 def local_false_sign_rate(
