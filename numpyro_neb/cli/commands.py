@@ -4,6 +4,8 @@ import argparse
 import io
 import shutil
 import sys
+import traceback
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,17 @@ from numpyro.infer import MCMC
 
 import numpyro_neb as neb
 from numpyro_neb._internal.atomic_files import write_whole
-from numpyro_neb._internal.checks import check_count, check_finite, require
+from numpyro_neb._internal.checks import (
+    check_count,
+    check_finite,
+    check_positive,
+    require,
+)
 from numpyro_neb._internal.events import check_rows
+from numpyro_neb.cli.files import check_file, check_out, holds_arrays, read_array
 from numpyro_neb.energies.base import trainable
 
-_DATA = "a .npy file of floats, of shape (n, *event_shape)"
+_DATA = "floats of shape (n, *event_shape): .npy, .npz, or .csv or .tsv with a line of names"
 _TRAIN = """\
 Trains an energy on a file of clean examples and writes it as safetensors: first by denoising, then
 by maximum likelihood, which gives each part of the data its weight. For denoising alone the first
@@ -59,6 +67,10 @@ def add_commands(commands: Any) -> None:
         commands.choices[name].add_argument(
             "--seed", type=int, default=0, help="for all random numbers (0)"
         )
+    for name in ("train", "evaluate", "denoise", "recall", "info"):
+        commands.choices[name].add_argument(
+            "--array", metavar="NAME", help="which array of a .npz file, if it holds several"
+        )
 
 
 def _add_train(commands):
@@ -66,7 +78,7 @@ def _add_train(commands):
     train = commands.add_parser(
         "train", help="train an energy on clean examples", description=_TRAIN, formatter_class=raw
     )
-    train.add_argument("data", type=Path, metavar="DATA.npy", help=_DATA)
+    train.add_argument("data", type=Path, metavar="DATA", help=_DATA)
     train.add_argument(
         "--sigma",
         required=True,
@@ -102,11 +114,14 @@ def _add_evaluate(commands):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument("energy", type=Path, metavar="ENERGY.safetensors")
-    evaluate.add_argument("held_out", type=Path, metavar="HELD_OUT.npy", help=_DATA)
-    evaluate.add_argument("--train", type=Path, help="the examples it was trained on, a .npy file")
+    evaluate.add_argument("held_out", type=Path, metavar="HELD_OUT", help=_DATA)
+    evaluate.add_argument("--train", type=Path, help="the examples it was trained on")
     evaluate.add_argument("--out", type=Path, help="the picture to write, evaluation.png say")
     evaluate.add_argument("--num-steps", type=int, default=2000, help="of each chain (2000)")
     evaluate.add_argument("--pairs", type=int, default=1000, help="most examples used (1000)")
+    evaluate.add_argument(
+        "--num-temperatures", type=int, default=500, help="of the annealing to log Z (500)"
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -147,7 +162,7 @@ def _add_others(commands):
     info = commands.add_parser(
         "info",
         help="describe an energy, or how far apart data lie",
-        description="For an energy: its form, sigma, event shape and size. For a .npy file: its "
+        description="For an energy: its form, sigma, event shape and size. For a file of data: its "
         "shape, the overlaps of its i-spheres, and what they say about sigma.",
     )
     info.add_argument("file", type=Path, metavar="FILE")
@@ -157,19 +172,18 @@ def _add_others(commands):
 def _energy_and_out(parser, out, data=None):
     parser.add_argument("energy", type=Path, metavar="ENERGY.safetensors")
     if data:
-        parser.add_argument("data", type=Path, metavar=f"{data.upper()}.npy", help=_DATA)
+        parser.add_argument("data", type=Path, metavar=data.upper(), help=_DATA)
     parser.add_argument("--out", type=Path, required=True, help=f"the file to write, {out} say")
 
 
 def _train(arguments):
-    check_count("--steps", arguments.steps)
-    check_count("--likelihood-steps", arguments.likelihood_steps, 0)
-    data = _array(arguments.data)
+    check_out(arguments.out, (".safetensors",), arguments.data)
+    _check_settings(arguments)
+    data = read_array(arguments.data, arguments.array)
     check_rows("data", data, data.shape[1:])
     sigma = _sigma(arguments.sigma, data)
     num_held_out = round(arguments.held_out * len(data))
-    some = 0 <= num_held_out < len(data)
-    require(some, f"--held-out must be between 0 and 1, got {arguments.held_out}")
+    require(num_held_out < len(data), f"--held-out leaves none to train on: {arguments.held_out}")
     train, held_out = data[: len(data) - num_held_out], data[len(data) - num_held_out :]
     key_network, key = jax.random.split(jax.random.key(arguments.seed))
     network, shape = _network(arguments, data.shape[1:], key_network), data.shape[1:]
@@ -190,6 +204,20 @@ def _train(arguments):
     print(f"written: {arguments.out}")
     if arguments.likelihood_steps:
         print("is it right? run python -m numpyro_neb evaluate on examples that it has not seen")
+
+
+def _check_settings(arguments):
+    """Raises an error for a number out of range, before the data are read."""
+    _check_counts(arguments, steps=1, likelihood_steps=0, chains=1, batch=1, width=1, depth=0)
+    check_positive("--learning-rate", arguments.learning_rate)
+    decay, held_out = arguments.weight_decay, arguments.held_out
+    require(0 <= decay < np.inf, f"--weight-decay must be finite, 0 or more, got {decay}")
+    require(0 <= held_out < 1, f"--held-out must be between 0 and 1, got {held_out}")
+
+
+def _check_counts(arguments, **least):
+    for name, smallest in least.items():
+        check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), smallest)
 
 
 def _both_stages(arguments, energy, key, folder, train, held_out):
@@ -242,7 +270,9 @@ def _checkpoints(arguments):
 
 def _sigma(text, data):
     if text == "auto":
-        return neb.critical_sigma(np.asarray(data[:5000]))
+        with warnings.catch_warnings():  # `fit` says the same of all data
+            warnings.simplefilter("ignore")
+            return neb.critical_sigma(np.asarray(data[:5000]))
     try:
         return float(text)
     except ValueError:
@@ -257,6 +287,8 @@ def _network(arguments, shape, key):
 
 
 def _sample(arguments):
+    check_out(arguments.out, (".nc", ".zarr"), arguments.energy)
+    _check_counts(arguments, chains=1, draws=1, warmup=0)
     energy = _energy(arguments.energy)
     mcmc = MCMC(
         neb.WalkJumpKernel(energy, num_steps=arguments.num_steps),
@@ -274,24 +306,41 @@ def _sample(arguments):
         _run_at_once(mcmc, key, out)
         draws = mcmc.get_samples(group_by_chain=True)
         walk = {name: (draws[name], text) for name, text in (("x", "the jumps"), ("y", "the walk"))}
-    with np.errstate(invalid="ignore"):  # a coordinate that never changes has no R-hat
-        seen = summary({name: draws for name, (draws, _) in walk.items()})
-    for name, (_, meaning) in walk.items():
-        worst = f"effective draws at least {np.min(seen[name]['n_eff']):.0f}"
-        if arguments.chains > 1:
-            worst = f"R-hat at most {np.max(seen[name]['r_hat']):.3f}, {worst}"
-        print(f"{meaning}: {worst} of {arguments.chains * arguments.draws:,}")
+    _print_convergence(walk, arguments)
     print(f"written: {out}")
 
 
+def _print_convergence(walk, arguments):
+    """The worst R-hat and effective number of draws, which take four draws per chain."""
+    if arguments.draws < 4:
+        print(f"{arguments.draws} draws per chain are too few for R-hat and effective draws")
+        return
+    for name, (draws, meaning) in walk.items():
+        with np.errstate(invalid="ignore"):
+            seen = summary({name: draws})[name]
+        # A coordinate that never changes has neither, nor has one that is not finite.
+        changes = np.isfinite(seen["n_eff"]) | ~np.isfinite(seen["mean"])
+        if not np.any(changes):
+            print(f"{meaning}: the same in each draw")
+            continue
+        fewest = np.min(seen["n_eff"][changes])  # its estimate can be negative in a short chain
+        worst = f"effective draws at least {fewest:.0f}" if fewest > 0 else "few effective draws"
+        if arguments.chains > 1:
+            worst = f"R-hat at most {np.max(seen['r_hat'][changes]):.3f}, {worst}"
+        print(f"{meaning}: {worst} of {arguments.chains * arguments.draws:,}")
+
+
 def _evaluate(arguments):
+    check_out(arguments.out, (".png", ".pdf", ".svg"), arguments.held_out, arguments.train)
+    train = arguments.train
     found = neb.evaluate(
         _energy(arguments.energy),
-        _array(arguments.held_out),
+        read_array(arguments.held_out, arguments.array),
         key=jax.random.key(arguments.seed),
-        train=None if arguments.train is None else _array(arguments.train),
+        train=None if train is None else read_array(train, arguments.array),
         num_steps=arguments.num_steps,
         num_pairs=arguments.pairs,
+        num_temperatures=arguments.num_temperatures,
     )
     print(found)
     if arguments.out is not None:
@@ -319,7 +368,8 @@ def _run_at_once(mcmc, key, out):
 
 
 def _denoise(arguments):
-    energy, noisy = _energy(arguments.energy), _array(arguments.data)
+    check_out(arguments.out, (".npy",), arguments.energy, arguments.data)
+    energy, noisy = _energy(arguments.energy), read_array(arguments.data, arguments.array)
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(neb.posterior_mean(energy, noisy)))
     write_whole(arguments.out, buffer.getvalue())
@@ -327,7 +377,8 @@ def _denoise(arguments):
 
 
 def _recall(arguments):
-    energy, cues = _energy(arguments.energy), _array(arguments.data)
+    check_out(arguments.out, (".npz",), arguments.energy, arguments.data)
+    energy, cues = _energy(arguments.energy), read_array(arguments.data, arguments.array)
     found = neb.recall(energy, cues)
     buffer = io.BytesIO()
     arrays: Any = {name: np.asarray(array) for name, array in found._asdict().items()}
@@ -340,10 +391,12 @@ def _recall(arguments):
 
 
 def _info(arguments):
-    if arguments.file.suffix == ".npy":
-        data = _array(arguments.file)
-        print(f"{len(data):,} examples of shape {data.shape[1:]}, {data.dtype}")
+    check_file(arguments.file)
+    if holds_arrays(arguments.file):
+        data = read_array(arguments.file, arguments.array)
+        require(data.ndim > 0, "a file of data must hold several examples, got one number")
         overlaps = neb.sphere_overlaps(np.asarray(data[:5000]))
+        print(f"{len(data):,} examples of shape {data.shape[1:]}, {data.dtype}")
         print(overlaps if len(data) <= 5000 else f"{overlaps} (of the first 5,000)")
         print(overlaps.advice)
         return
@@ -360,28 +413,39 @@ def _info(arguments):
 
 
 def _energy(path):
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+    check_file(path)
     return neb.load(path)
 
 
-def _array(path):
-    """The array of a file, still on disk."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from None
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code: 0, 1 with a message, or 130 after Ctrl-C."""
+    """Runs the command; returns the exit code: 0, 1 with a message, or 130 after Ctrl-C.
+
+    Warnings are shown as sentences, each once.
+    """
+    shown = set()
+
+    def show(message, *_):
+        if str(message) not in shown:
+            print(f"{arguments.command}: warning: {message}", file=sys.stderr)
+        shown.add(str(message))
+
     try:
-        arguments.run(arguments)
+        for name, value in vars(arguments).items():
+            bits = 63 if name == "seed" else 31
+            fits = not isinstance(value, int) or -(2**bits) <= value < 2**bits
+            require(fits, f"--{name.replace('_', '-')} must be less than 2^{bits}, got {value}")
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            arguments.run(arguments)
     except KeyboardInterrupt:
+        print(f"{arguments.command}: stopped", file=sys.stderr)
         return 130
     except (ValueError, TypeError, ArithmeticError, OSError, ModuleNotFoundError) as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        print(f"{arguments.command}: unexpected {text}", file=sys.stderr)
         return 1
     return 0

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import tomllib
+import warnings
+from pathlib import Path
 
 import arviz as az
 import equinox as eqx
@@ -140,6 +143,31 @@ def test_sample(energy, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["draws.nc"]
 
 
+@pytest.mark.parametrize("out", ["draws.nc", "draws.zarr"])
+def test_few_draws(energy, tmp_path, capsys, out):
+    sizes = ["--chains", 2, "--draws", 3, "--warmup", 1, "--num-steps", 1]
+    assert run("sample", energy, "--out", tmp_path / out, *sizes) == 0
+    assert "3 draws per chain are too few for R-hat" in capsys.readouterr().out
+    assert (tmp_path / out).exists()
+
+
+def test_jumps_that_never_change(tmp_path, capsys):
+    neb.save(tmp_path / "one", neb.MixtureEnergy(jnp.zeros((1, 2)), 0.5))  # x = 0 for each y
+    sizes = ["--draws", 30, "--chains", 2]
+    assert run("sample", tmp_path / "one", "--out", tmp_path / "draws.nc", *sizes) == 0
+    shown = capsys.readouterr().out
+    assert "the jumps: the same in each draw" in shown
+    assert "the walk: R-hat at most 0.9" in shown or "the walk: R-hat at most 1." in shown
+
+
+def test_evaluate(energy, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "all.npz", train=np.ones(3), held_out=2.0 * rng.choice([-1, 1], (40, 4)))
+    short = ["--num-steps", 20, "--num-temperatures", 3, "--array", "held_out"]
+    assert run("evaluate", energy, tmp_path / "all.npz", *short) == 0
+    assert "log-likelihood" in capsys.readouterr().out
+
+
 def test_denoise_and_recall(energy, tmp_path, capsys):
     noisy = np.array([[-1.5, -2.0, -2.5, -1.0], [1.0, 2.0, 2.5, 3.0]])
     np.save(tmp_path / "noisy.npy", noisy)
@@ -186,6 +214,16 @@ def test_info(energy, data, tmp_path, capsys):
         (("sample", "good", "--num-steps", 0, "--out", "e"), "num_steps must be a positive int"),
         (("denoise", "text.npy", "data.npy", "--out", "e"), "text.npy"),
         (("sample", "none", "--out", "e"), "there is no file none"),
+        (("sample", "good", "--out", "e", "--chains", 0), "--chains must be a positive int, got 0"),
+        (("sample", "good", "--out", "e", "--draws", 2**31), "--draws must be less than 2^31"),
+        (("sample", "good", "--out", "e", "--seed", 2**63), "--seed must be less than 2^63"),
+        (("sample", "good", "--out", "no/e.nc"), "--out: there is no folder no"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--batch", 0), "--batch must be a pos"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--held-out", "nan"), "--held-out must"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--learning-rate", 0), "--learning-rat"),
+        (("train", "data.npy", "--sigma", 1, "--out", "e", "--weight-decay", "inf"), "--weight-de"),
+        (("info", "number.npy"), "must hold several examples, got one number"),
+        (("denoise", "good", "good", "--out", "e"), "good is not a .npy file of numbers, nor .npz"),
         (("info", "text.npy"), "text.npy is not a .npy file of numbers"),
     ],
 )
@@ -197,6 +235,7 @@ def test_a_sentence_in_place_of_a_traceback(
     np.save("pickle.npy", np.array([{}, "x"], object))
     np.save("nan.npy", DATA * np.nan)
     np.save("one.npy", DATA[:1, :3])
+    np.save("number.npy", 1.0)
     neb.save("good", neb.MixtureEnergy(jnp.zeros((1, 4)), 0.5))
     (tmp_path / "text.npy").write_text("not an array")
     before = {path.name for path in tmp_path.iterdir()}
@@ -206,6 +245,60 @@ def test_a_sentence_in_place_of_a_traceback(
     assert message in error
     assert "Traceback" not in error
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "info: stopped\n"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            1,
+            "info: [Errno 13] Permission denied: 'x'",
+        ),
+        (AssertionError("odd"), 1, "info: unexpected AssertionError: odd ("),
+    ],
+)
+def test_no_command_ends_in_a_traceback(error, code, message, energy, capsys, monkeypatch):
+    def load(path):
+        raise error
+
+    monkeypatch.setattr(neb, "load", load)
+    assert run("info", energy) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(message)
+    assert "Traceback" not in shown
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_sentence(energy, capsys, monkeypatch):
+    def load(path):
+        for text in ("first", "first", "second"):
+            warnings.warn(text, stacklevel=2)
+        raise ValueError("then")
+
+    monkeypatch.setattr(neb, "load", load)
+    assert run("info", energy) == 1
+    assert capsys.readouterr().err == "info: warning: first\ninfo: warning: second\ninfo: then\n"
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run("--version")
+    assert capsys.readouterr().out == f"numpyro-neb {neb.__version__}\n"
+
+
+def test_the_script_runs_the_same_function():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {project["name"]: "numpyro_neb.cli:main"}
+
+
+def test_the_name_in_the_help_is_how_it_was_called(capsys, monkeypatch):
+    for called, name in (("/bin/numpyro-neb", "numpyro-neb"), ("m.py", "python -m numpyro_neb")):
+        monkeypatch.setattr(sys, "argv", [called])
+        with pytest.raises(SystemExit, match="0"):
+            run("--help")
+        assert capsys.readouterr().out.startswith(f"usage: {name} ")
 
 
 COMMANDS = """
@@ -228,7 +321,7 @@ def test_help_and_info_load_nothing_that_they_do_not_need(energy):
     assert not late & set(modules.split())
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "denoise", "recall", "info"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "denoise", "recall", "info"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         run(command, "--help")
