@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro.util import find_stack_level
 
@@ -83,6 +84,7 @@ def checked_events(
     else:
         array = check_rows(name, value, energy.event_shape, rows)
     check_finite(name, array, in_jax=True)
+    _warn_coarse(name, array, energy)
     return array
 
 
@@ -93,10 +95,76 @@ def as_events(name: str, value: Any, energy: Any, rows: str | None = None) -> Fl
 
 def in_dtype_of(energy: Any, y: Array | np.ndarray) -> Float[Array, "..."]:
     """Data in the dtype of the energy's results: float16 data are computed in the energy's."""
+    return jnp.asarray(rounded(y, _common_dtype(energy, y)))
+
+
+def check_resolution(name: str, x: Array | np.ndarray, energy: Any) -> None:
+    """Raises a ValueError if noise is lost in rounding at the size of the data.
+
+    Args:
+        name: The argument's name, for the message.
+        x: Data, before they are cast to the energy's dtype.
+        energy: An energy, or a family of them, whose smallest sigma counts.
+    """
+    if isinstance(x, Tracer) or x.size == 0:
+        return
+    text = too_coarse(name, _largest(x), _smallest_sigma(energy), _common_dtype(energy, x))
+    require(not text, text)
+
+
+def too_coarse(name: str, largest: float, sigma: float | None, dtype: Any) -> str:
+    """Why a dtype can't hold sigma next to numbers of a size, or nothing if it can.
+
+    Args:
+        name: What has that size, for the message.
+        largest: The size.
+        sigma: The noise's standard deviation; None if it is not known now.
+        dtype: The dtype of the computation.
+    """
+    spacing = float(jnp.finfo(dtype).eps) * largest
+    if sigma is None or not spacing > sigma / _LEVELS:  # NaN is for others to report
+        return ""
+    narrow = not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    wider = ', or jax.config.update("jax_enable_x64", True)' if narrow else ""
+    return (
+        f"{name} has values up to {largest:.7g}, where numbers of {jnp.dtype(dtype)} are"
+        f" {spacing:.2g} apart: noise of sigma = {sigma:.2g} is lost in rounding. Subtract the"
+        f" offset, such as the mean, from all data in float64 first{wider}"
+    )
+
+
+# Numbers must be at most sigma over this apart: rounding then adds 1 / (12 * 16^2), or .03%, to
+# the noise's variance.
+_LEVELS = 16
+
+
+def _warn_coarse(name, y, energy):
+    """Warns if sigma is lost in rounding at most of the y; a few far away do no harm."""
+    if isinstance(y, Tracer) or y.size == 0:
+        return
+    sigma, dtype = _smallest_sigma(energy), _common_dtype(energy, y)
+    if too_coarse(name, _largest(y), sigma, dtype):
+        rows = y.reshape(-1, *energy.event_shape)
+        some = np.abs(np.asarray(rows[:: -(-len(rows) // 1000)]))
+        if text := too_coarse(name, float(np.max(np.median(some, axis=0))), sigma, dtype):
+            warnings.warn(text, stacklevel=find_stack_level())
+
+
+def _common_dtype(energy, y):
     sigma = getattr(energy, "sigma", energy.loc)
     # Not result_type of both: sigma = jnp.asarray(0.5) is weakly typed, and would give way.
-    dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(y.dtype), jnp.result_type(sigma))
-    return jnp.asarray(rounded(y, dtype))
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(y.dtype), jnp.result_type(sigma))
+
+
+def _largest(x):
+    # Not in JAX: inside of jax.jit, what it computes from known values is traced too.
+    x = np.asarray(x)
+    return max(float(x.max()), -float(x.min()))
+
+
+def _smallest_sigma(energy):
+    sigma = energy.sigma if hasattr(energy, "sigma") else energy.levels(jnp.zeros(()))
+    return None if isinstance(sigma, Tracer) else float(np.min(np.asarray(sigma)))
 
 
 # Columns whose scales differ by more than this need standardising, for noise with one sigma.

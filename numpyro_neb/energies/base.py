@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -18,7 +20,7 @@ from numpyro_neb._internal.checks import (
     kind,
     require,
 )
-from numpyro_neb._internal.events import as_event
+from numpyro_neb._internal.events import as_event, too_coarse
 from numpyro_neb._internal.final import AbstractOrFinal
 from numpyro_neb._internal.named_functions import Picklable
 from numpyro_neb.posteriors.base import AbstractPosterior
@@ -74,6 +76,9 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
         # In its own precision: a float32 network may not accept float64.
         dtype = jnp.result_type(self.sigma)
         check_network("energy", self, self.event_shape, (), dtype, ": its value is a scalar")
+
+    def __str__(self) -> str:
+        return _described(self, f"sigma = {_range(self.sigma)}")
 
     @abc.abstractmethod
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
@@ -142,6 +147,10 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
 
     buffers: ClassVar[tuple[str, ...]] = ("loc", "scale")
     one_level: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        levels = self.levels(jnp.asarray([0.0, 1.0]))
+        return _described(self, f"noise levels, sigma = {_range(levels)}")
 
     @abc.abstractmethod
     def at(self, sigma: ArrayLike) -> AbstractEnergy:
@@ -216,6 +225,26 @@ def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, 
     return loc + jnp.sqrt(energy.scale**2 + energy.sigma**2) * noise
 
 
+def _described(energy, levels):
+    """Three lines: what it is for, the data that it expects, and what `fit` trains of it."""
+    trained = jax.tree.leaves(eqx.filter(energy, trainable(energy)))
+    name, *others = [type(energy).__name__, *(f"{x.dtype}" for x in trained[:1])]
+    count = f"{sum(x.size for x in trained):,} numbers to train{''.join(f', {o}' for o in others)}"
+    return "\n".join([
+        f"{name} of y of shape {energy.event_shape}, {levels}",
+        f"data: loc = {_range(energy.loc)}, scale = {_range(energy.scale)}",
+        count,
+    ])  # fmt: skip
+
+
+def _range(values):
+    """One number, or the smallest and the largest of several, as text."""
+    if isinstance(values, Tracer):
+        return str(values.aval)
+    low, high = (f"{float(end(np.asarray(values))):.3g}" for end in (np.min, np.max))
+    return low if low == high else f"{low} to {high}"
+
+
 def check_energy(
     energy: Any, *, conditional: bool = False, single: bool = False, hint: str = ""
 ) -> None:
@@ -267,4 +296,12 @@ def checked_buffers(
         check_positive("scale", scale, scalar=False),
     )
     sigma, loc, scale = (jnp.asarray(buffer, dtype) for buffer in buffers)
+    if not any(isinstance(buffer, Tracer) for buffer in (sigma, loc)):
+        # Not in JAX: inside of jax.jit, what it computes from known values is traced too.
+        level, limits = float(sigma), jnp.finfo(sigma.dtype)
+        low, high = (float(x) ** 0.5 for x in (limits.tiny, limits.max))
+        squares = f"sigma must be between {low:.2g} and {high:.2g}, to be squared in {sigma.dtype}"
+        require(low <= level <= high, f"{squares}, got {level:g}: use other units")
+        text = too_coarse("loc", float(np.abs(np.asarray(loc)).max()), level, sigma.dtype)
+        require(not text, text)
     return sigma, event_shape, loc, scale

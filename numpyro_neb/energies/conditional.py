@@ -81,7 +81,7 @@ class ConditionalEnergy(AbstractEnergyFamily):
         require(rising, f"sigma_range must be two rising, positive numbers, got {sigma_range}")
         low, high = map(float, ends)
         self.network, self.sigma_range = network, (low, high)
-        _, self.event_shape, self.loc, self.scale = checked_buffers(high, event_shape, loc, scale)
+        _, self.event_shape, self.loc, self.scale = checked_buffers(low, event_shape, loc, scale)
 
     def __check_init__(self):
         check_type("network", self.network, Callable, "callable")

@@ -5,16 +5,21 @@ import json
 import os
 import re
 import time
+import warnings
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
+from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.atomic_files import check_plain, check_sums, write_sums
 from numpyro_neb._internal.checks import require, short
+from numpyro_neb._internal.fingerprints import difference, fingerprint, reservations
 from numpyro_neb.training.devices import Devices, digest
 
 _FORMAT = "numpyro_neb training"
@@ -23,6 +28,10 @@ _VERSION = 2
 _KEPT = 2
 # The identity of an objective that is a plain function.
 FUNCTION = "function"
+# The part of an identity that is a fingerprint.
+CONTENT = "content"
+# Of an array on disk, this many rows are compared.
+_ROWS = 64
 # Words for messages: the parts of an identity that are not named after an argument.
 _IN_WORDS = {"fixed_arrays": "sigma, loc, scale or non-trainable array"}
 
@@ -145,6 +154,7 @@ class Checkpoints:
             intact = header.pop("sha256") == _digest_of_header(header)
             _require(intact, _damaged(path, "the checksum of its header does not match"))
             self._check_header(header, path)
+            self._check_arrays(done, state)
             # Where to place the arrays: the devices that wrote them may be gone.
             abstract = [
                 jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
@@ -156,6 +166,8 @@ class Checkpoints:
             _require(intact, _damaged(path, "the checksum of its arrays does not match"))
             validation = [(int(step), float(x)) for step, x in header["progress"]["validation"]]
             progress = {"stopped": bool(header["progress"]["stopped"]), "validation": validation}
+            # 0.1.0 gave optimisers the loss in the data's units squared.
+            progress["in_units"] = bool(header["progress"].get("in_units", False))
         except _RefusedError as error:
             raise ValueError(str(error)) from None
         except Exception as error:  # orbax and tensorstore raise errors of any kind
@@ -174,13 +186,69 @@ class Checkpoints:
         known = version in (1, _VERSION)
         _require(known, f"{path} has {what}: another numpyro_neb wrote it")
         theirs = header["identity"] if version == _VERSION else identity_of_version_1(header)
-        for name, value in self.identity.items():
-            both = f"{in_words(name)} ({short(theirs.get(name))}, now {short(value)})"
-            _require(
-                theirs.get(name) == value,
-                f"checkpoint_dir {self.folder} holds a training run with another {both}:"
-                " pass the same to resume it, or use another folder",
-            )
+        compared = {CONTENT}
+        if CONTENT in theirs and CONTENT in self.identity:
+            ours = self.identity[CONTENT]
+            self._refuse(difference(theirs[CONTENT], ours))
+            if (doubt := reservations(theirs[CONTENT], ours)) is not None:
+                text = f"{path} is resumed, but {doubt}"
+                warnings.warn(text, stacklevel=find_stack_level())
+            compared |= theirs[CONTENT]["sha256"].keys() & {"objective"}
+        for name in [name for name in self.identity if name not in compared]:
+            before, now = theirs.get(name), self.identity[name]
+            both = f"{in_words(name)} ({short(before)}, now {short(now)})"
+            self._refuse(None if before == now else both)
+
+    def _check_arrays(self, done, state):
+        """Refuses arrays of other shapes: before version 0.2.0 the optimiser was not named."""
+        stored = jax.tree.leaves(self._manager.item_metadata(done)["state"])
+        kinds = [
+            [(tuple(x.shape), str(x.dtype)) for x in xs] for xs in (stored, jax.tree.leaves(state))
+        ]
+        self._refuse(
+            None if kinds[0] == kinds[1] else "optimizer, or another state of its objective"
+        )
+
+    def _refuse(self, other):
+        what = f"checkpoint_dir {self.folder} holds a training run with another {other}"
+        _require(other is None, f"{what}: pass the same to resume it, or use another folder")
+
+
+def content_of(
+    energy: Any, data: Any, validation_data: Any, objective: Any, optimizer: Any, opt_state: PyTree
+) -> dict[str, Any]:
+    """What a training depends on besides numbers, as a fingerprint.
+
+    The trained arrays are not in it, since the checkpoint has its own. Of a memory-mapped array,
+    rows at even distances count; the batches of an iterable can't be told.
+
+    Args:
+        energy: The energy, or a family of energies.
+        data: The training data, as given to `fit`.
+        validation_data: The held-out data, as given to `fit`.
+        objective: The objective.
+        optimizer: The optimiser.
+        opt_state: Its first state.
+    """
+    things = {"energy": eqx.filter(energy, eqx.is_array, inverse=True), "data": _content(data)}
+    things |= {"validation_data": _content(validation_data), "objective": objective}
+    found = fingerprint(things | {"optimizer": [optimizer, describe(opt_state)]})
+    if things["data"] is None:
+        found["unknown"].append(f"data ({type(data).__qualname__})")
+    return found
+
+
+def _content(data):
+    """The array to compare, or None for batches of an iterable."""
+    if not hasattr(data, "__array__") and not isinstance(data, list | tuple):
+        return None
+    array = base = np.asarray(data)
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    if isinstance(base, np.memmap):
+        rows = np.linspace(0, len(array) - 1, min(len(array), _ROWS)).astype(int)
+        return [list(array.shape), np.asarray(array[np.unique(rows)])]
+    return array
 
 
 def identity_of_version_1(header: dict[str, Any]) -> dict[str, Any]:

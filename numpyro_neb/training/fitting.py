@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
+from math import prod
 from typing import Any
 
 import equinox as eqx
@@ -24,16 +26,24 @@ from numpyro_neb._internal.checks import (
 from numpyro_neb.energies.base import AbstractEnergy, check_energy, trainable
 from numpyro_neb.energies.conditional import ConditionalEnergy
 from numpyro_neb.training.checkpoints import (
+    CONTENT,
     FUNCTION,
     Checkpoints,
+    content_of,
     describe,
     in_words,
     load_orbax,
 )
 from numpyro_neb.training.devices import devices_of, digest
 from numpyro_neb.training.loop import FitResult, State, Training, first_state
-from numpyro_neb.training.minibatches import checked_array, minibatches_of, step_keys
-from numpyro_neb.training.objectives import AbstractObjective, check_step, denoising_loss
+from numpyro_neb.training.minibatches import held_out_batches, minibatches_of, step_keys
+from numpyro_neb.training.objectives import (
+    AbstractObjective,
+    check_step,
+    denoising_loss,
+    sure_loss,
+)
+from numpyro_neb.training.optimizers import checked_optimizer, result_of
 
 Energy = AbstractEnergy | ConditionalEnergy
 Objective = (
@@ -89,10 +99,17 @@ def fit(
         optimizer: An optax optimiser; by default Adam on a cosine schedule from 1e-3 to 0, or the
             objective's own default (from 2e-4 for `MaximumLikelihood`). With few
             examples, `optax.adamw` with a weight decay of 0.1 to 1 generalises better.
-            `optax.chain(optax.clip_by_global_norm(1.0), ...)` clips gradients.
-        objective: Maps an energy, a batch and a key to a loss; or an objective that keeps a state,
-            such as `MaximumLikelihood()`, which is for a second call, after `denoising_loss`.
-        validation_data: Held-out data, of shape (m, *event_shape).
+            `optax.chain(optax.clip_by_global_norm(1.0), ...)` clips gradients. It is given the
+            loss in units of sigma^2, so that the same data in other units take the same steps, and
+            also its value and the loss as a function, for optimisers such as `optax.lbfgs` and
+            `optax.contrib.reduce_on_plateau`. Schedule-free ones return their evaluation
+            parameters.
+        objective: Maps an energy, a batch and a key to a loss, in the data's units squared or
+            without units: `training.AbstractObjective.unit` says how the two are told apart. Or an
+            objective that keeps a state, such as `MaximumLikelihood()`, which is for a second
+            call, after `denoising_loss`.
+        validation_data: Held-out data, of shape (m, *event_shape), seen in batches, each with
+            noise of its own. A memory-mapped array stays on disk.
         validate_every: Steps between validations, num_steps / 20 by default. The last step is
             always validated.
         patience: Stop after this many validations in a row without a new lowest loss, and return
@@ -102,8 +119,10 @@ def fit(
             the average forgets where it began.
         checkpoint_dir: A folder for checkpoints, written by orbax, which comes with
             `pip install 'numpyro-neb[checkpoints]'`. The same call resumes from the newest; if
-            the call differs, a ValueError says how. The data, the optimiser and objectives that
-            are plain functions are not compared: keep them the same.
+            the call differs, a ValueError says how: functions, such as the objective and the
+            optimiser's schedule, count by their code and what it reads, data by their values. Of a
+            memory-mapped array a few rows count, of an iterable nothing; the weights to start from
+            are not compared.
         checkpoint_every: Steps, or a `datetime.timedelta`, between checkpoints; 5 minutes by
             default. The last two are kept, and one is written at the end, and after Ctrl-C.
         sharding: The minibatch's sharding, along its first axis, as in
@@ -116,7 +135,8 @@ def fit(
         callback: Called every 100 steps and at each validation, with the number of steps done and
             a dict of "loss" and the objective's metrics, as means since the last call, and
             "validation_loss" if there is one.
-        progress_bar: Whether to show a tqdm bar with the latest losses.
+        progress_bar: Whether to show a tqdm bar with the time left and the latest losses, for
+            `denoising_loss` and `sure_loss` also as a share of the noise's, sigma^2 d.
 
     Returns:
         The trained energy and the losses.
@@ -129,8 +149,9 @@ def fit(
             positive int, the energy or the objective does not return a scalar, ema_decay is not
             between 0 and 1, patience is given without validation data, data ends before num_steps,
             checkpoint_dir holds another training run or is damaged, sharding splits anything but
-            the first axis, batch_size is not divisible by the number of devices, or the processes
-            were given different arguments.
+            the first axis, batch_size is not divisible by the number of devices, the processes
+            were given different arguments, optimizer asks for something that `fit` does not have,
+            or the data are so large that noise of sigma is lost in rounding.
         ModuleNotFoundError: If checkpoint_dir is given and orbax is not installed.
         RuntimeError: If a step fails in one of several processes, as it does if another one
             ends; the message says how to resume.
@@ -138,7 +159,8 @@ def fit(
             newest checkpoint is then from before that step.
 
     Warns:
-        UserWarning: If the objective reports a problem, such as chains that often restart.
+        UserWarning: If the objective reports a problem, such as chains that often restart, or if
+            the columns of a table differ in scale more than thirtyfold.
 
     Example:
         >>> import jax, numpyro_neb as neb
@@ -158,18 +180,18 @@ def fit(
     _check_options(patience, validation_data, ema_decay, checkpoint_dir)
     devices = devices_of(sharding)
     devices.check_batch_size(batch_size)
-    source = minibatches_of(data, energy.event_shape, batch_size, devices)
-    if validation_data is not None:
-        validation_data = checked_array("validation_data", validation_data, energy.event_shape)
-    objective, optimizer = _checked_functions(objective, optimizer, callback, num_steps)
+    params, rest = eqx.partition(energy, trainable(energy))
+    objective = _checked_functions(objective, callback)
+    source = minibatches_of(data, energy, batch_size, devices)
     validate_every = validate_every or max(1, num_steps // 20)
     key_steps, key_validation, key_objective = jax.random.split(key, 3)
 
-    params, rest = eqx.partition(energy, trainable(energy))
     arrays, static = eqx.partition(rest, eqx.is_array)
-    step, evaluate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
-    wanted = ema_decay is not None, patience is not None
     kept = jax.tree.map(jnp.copy, objective.init(energy, key_objective))
+    chosen = objective.optimizer(num_steps) if optimizer is None else optimizer
+    optimizer = checked_optimizer(chosen, params, stateful=bool(jax.tree.leaves(kept)))
+    step, validate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
+    wanted = ema_decay is not None, patience is not None
     state = first_state(params, optimizer, num_steps, wanted, kept, objective.metrics)
     # Checkpoints store these names; messages may use other words for them.
     identity = {"num_steps": num_steps, "data": source.identity, "ema_decay": ema_decay}
@@ -178,14 +200,19 @@ def fit(
     agreed = {in_words(name): value for name, value in identity.items()}
     agreed |= {"parameters": digest(params), "values in data": source.digest}
     devices.check_agreement(agreed)
-    training = Training(devices.replicated(state), devices, callback, patience, objective.warning)
+    words = {"warning": objective.warning, "noise_loss": objective.noise_loss(energy)}
+    training = Training(devices.replicated(state), devices, callback, patience, **words)
     if checkpoint_dir is not None:
+        compared = energy, data, validation_data, objective, chosen, state.opt_state
+        identity[CONTENT] = content_of(*compared)
         training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, identity, devices))
-    placed, key_placed = devices.replicated((arrays, key_steps))
     if validation_data is not None:
-        validated = (placed, *devices.replicated((validation_data, key_validation)))
-        training.validate = lambda params, kept: float(evaluate(params, kept, *validated))
+        batches = held_out_batches(validation_data, energy, batch_size, devices)
+        training.validate = partial(
+            validate, batches, *devices.replicated((arrays, key_validation))
+        )
         training.validate_every = validate_every
+    placed, key_placed = devices.replicated(((arrays, jnp.asarray(training.in_units)), key_steps))
     feed = source.feed(training.done, key_steps)
     advance = lambda state, i: step(state, placed, next(feed), key_placed, i)  # noqa: E731
     training.run(advance, num_steps, progress_bar)
@@ -200,6 +227,26 @@ class _Function(AbstractObjective):
     @property
     def identity(self):
         return FUNCTION
+
+    def unit(self, energy, first):
+        if not self._ours:
+            return super().unit(energy, first)
+        # A family's denoising_loss is in units of sigma^2.
+        return (
+            jnp.astype(energy.sigma**2, first.dtype) if energy.one_level else jnp.ones_like(first)
+        )
+
+    def noise_loss(self, energy):
+        if not self._ours:
+            return None
+        return float(energy.sigma**2 if energy.one_level else 1.0) * prod(energy.event_shape)
+
+    @property
+    def _ours(self):
+        function = self.function
+        while isinstance(function, partial):
+            function = function.func
+        return function in (denoising_loss, sure_loss)
 
     def optimizer(self, num_steps):
         return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
@@ -225,20 +272,14 @@ def _check_options(patience, validation_data, ema_decay, checkpoint_dir):
         load_orbax()
 
 
-def _checked_functions(objective, optimizer, callback, num_steps):
-    """The objective as an `AbstractObjective`, and the optimiser, by default the objective's."""
+def _checked_functions(objective, callback):
+    """The objective as an `AbstractObjective`."""
     check_type("objective", objective, Callable, "callable")
     if isinstance(objective, type) and issubclass(objective, AbstractObjective):
         raise TypeError(f"objective must be an object, as in {objective.__name__}(), got the class")
-    if not isinstance(objective, AbstractObjective):
-        objective = _Function(objective)
     if callback is not None:
         check_type("callback", callback, Callable, "callable")
-    if optimizer is None:
-        return objective, objective.optimizer(num_steps)
-    transformation = optax.GradientTransformation
-    check_type("optimizer", optimizer, transformation, "an optax.GradientTransformation")
-    return objective, optimizer
+    return objective if isinstance(objective, AbstractObjective) else _Function(objective)
 
 
 def _key_bits(key):
@@ -249,23 +290,30 @@ def _key_bits(key):
 def _compiled(optimizer, objective, static, pick, ema_decay, devices):
     """The training step and the evaluation, compiled."""
 
-    def loss_of(params, arrays, batch, key, kept):
-        energy = eqx.combine(params, arrays, static)
+    def loss_of(params, placed, batch, key, state, i):
+        arrays, in_units = placed
+        energy, kept = eqx.combine(params, arrays, static), jax.tree.map(devices.split, state.kept)
         loss, new, metrics = objective(energy, batch, key, kept)
         check_result("objective", loss, ())
         check_step(objective, kept, new, metrics)
-        return loss, (new, jax.tree.map(jnp.asarray, metrics))
+        first = jnp.where(i == 0, loss, state.losses[0].astype(loss.dtype))
+        unit = jax.lax.stop_gradient(objective.unit(energy, jax.lax.stop_gradient(first)))
+        unit = jnp.where(in_units, unit, jnp.ones_like(unit))
+        return loss / unit, (loss, new, jax.tree.map(jnp.asarray, metrics))
 
-    def step(state, arrays, batch, key, i):
+    def step(state, placed, batch, key, i):
         key_batch, key_noise = step_keys(key, i)
-        batch, kept = pick(batch, key_batch), jax.tree.map(devices.split, state.kept)
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (kept, new)), grads = gradient(state.params, arrays, batch, key_noise, kept)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        batch = pick(batch, key_batch)
+        loss_at = lambda params: loss_of(params, placed, batch, key_noise, state, i)  # noqa: E731
+        gradient = jax.value_and_grad(loss_at, has_aux=True)
+        (value, (loss, kept, new)), grads = gradient(state.params)
+        value_fn = lambda params: loss_at(params)[0]  # noqa: E731
+        old = state.opt_state, state.params
+        updates, opt_state = optimizer.update(grads, *old, value=value, value_fn=value_fn)
         params, average = optax.apply_updates(state.params, updates), state.average
         if ema_decay is not None:
             rate = 1 - jnp.minimum(ema_decay, (1 + i) / (10 + i))
-            average = optax.incremental_update(params, average, rate)
+            average = optax.incremental_update(result_of(opt_state, params), average, rate)
         put = lambda values, value: values.at[i].set(value.astype(values.dtype))  # noqa: E731
         losses, metrics = put(state.losses, loss), jax.tree.map(put, state.metrics, new)
         return State(params, opt_state, losses, average, state.best, kept, metrics)
@@ -276,5 +324,20 @@ def _compiled(optimizer, objective, static, pick, ema_decay, devices):
         check_result("objective", loss, ())
         return loss
 
+    def constant(params, kept, arrays, key):
+        return objective.validation_constant(eqx.combine(params, arrays, static), key, kept)
+
     lies = {"out_shardings": devices.everywhere}
-    return jax.jit(step, donate_argnums=0, **lies), jax.jit(evaluate, **lies)
+    evaluate, constant = jax.jit(evaluate, **lies), jax.jit(constant, **lies)
+
+    def validate(batches, arrays, key, params, kept):
+        total = float(constant(params, kept, arrays, key))
+        for i, (share, x) in enumerate(batches()):
+            # The first has the key itself, as the whole had in 0.1.0.
+            total += share * float(evaluate(params, kept, arrays, x, keys(key, i)))
+        return total
+
+    def keys(key, i):
+        return jax.random.fold_in(key, i) if i else key
+
+    return jax.jit(step, donate_argnums=0, **lies), validate

@@ -198,22 +198,42 @@ class MaximumLikelihood(AbstractObjective):
         key: PRNGKeyArray,
         state: PersistentChains,
     ) -> Float[Array, ""]:
-        """-E log f(Y) + denoising_weight * denoising_loss / sigma^2."""
+        """E phi(Y) + denoising_weight * denoising_loss / sigma^2."""
         energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
         del state
-        key_data, key_normalizer = jax.random.split(key)
-        levels = _levels(energy, 1 if energy.one_level else _VALIDATION_LEVELS, jnp.asarray(0.5))
+        key_data, _ = jax.random.split(key)
 
         def at(sigma):
             _, phi, anchor, _ = _at_data(energy, x, key_data, sigma[None])
-            one = energy.unchecked_at(sigma)
-            counts = self.num_particles, self.num_temperatures
-            log_weights = annealed_log_weights(one, key_normalizer, *counts)
-            log_z = logsumexp(log_weights) - jnp.log(len(log_weights))
-            return jnp.mean(phi) + log_z + self.denoising_weight * anchor
+            return jnp.mean(phi) + self.denoising_weight * anchor
 
         # Not lax.map: convolutions are slow inside a compiled loop on CPUs.
-        return jnp.mean(jax.vmap(at)(levels))
+        return jnp.mean(jax.vmap(at)(_validation_levels(energy)))
+
+    def validation_constant(
+        self,
+        energy: AbstractEnergy | AbstractEnergyFamily,
+        key: PRNGKeyArray,
+        state: PersistentChains,
+    ) -> Float[Array, ""]:
+        """Log Z, the mean over the levels."""
+        del state
+        _, key_normalizer = jax.random.split(key)
+
+        def at(sigma):
+            counts = self.num_particles, self.num_temperatures
+            one = energy.unchecked_at(sigma)
+            log_weights = annealed_log_weights(one, key_normalizer, *counts)
+            return logsumexp(log_weights) - jnp.log(len(log_weights))
+
+        return jnp.mean(jax.vmap(at)(_validation_levels(energy)))
+
+    def unit(
+        self, energy: AbstractEnergy | AbstractEnergyFamily, first: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """1: the loss has no unit."""
+        del energy
+        return jnp.ones_like(first)
 
     def warning(self, means: dict[str, float]) -> str | None:
         """A warning, or None, given the means of the metrics over some steps."""
@@ -309,6 +329,10 @@ def _levels(energy, number, offset):
     """`number` noise levels, spread evenly over those of the energy."""
     places = (jnp.arange(number) + offset) / number
     return energy.levels(places).astype(energy.loc.dtype)
+
+
+def _validation_levels(energy):
+    return _levels(energy, 1 if energy.one_level else _VALIDATION_LEVELS, jnp.asarray(0.5))
 
 
 def _noisy_rows(x, sigma, key):

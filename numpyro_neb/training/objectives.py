@@ -1,6 +1,7 @@
 """Objectives that `fit` minimises."""
 
 import abc
+from math import prod
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -77,7 +78,41 @@ class AbstractObjective(eqx.Module):
     def validation_loss(
         self, energy: Any, x: Batch, key: PRNGKeyArray, state: PyTree
     ) -> Float[Array, ""]:
-        """The loss on held-out data; the state does not change."""
+        """The loss on held-out data, as a mean over examples; the state does not change.
+
+        `fit` gives the data in batches, and takes the mean over them.
+        """
+
+    def validation_constant(
+        self, energy: Any, key: PRNGKeyArray, state: PyTree
+    ) -> Float[Array, ""] | float:
+        """What to add to the validation loss, whatever the data: log Z, say. By default 0.
+
+        It is computed once for all batches.
+        """
+        del energy, key, state
+        return 0.0
+
+    def unit(self, energy: Any, first: Float[Array, ""]) -> Float[Array, ""]:
+        """What `fit` divides the loss by before it differentiates it, so that it is of order one.
+
+        Optimisers compare gradients with constants, as Adam does with 1e-8. By default it is
+        sigma^2 if the loss per coordinate is nearer to that than to 1 at the first step, otherwise
+        1. The losses that `fit` reports are as the objective returns them.
+
+        Args:
+            energy: The energy; of a `ConditionalEnergy` the middle of the range counts.
+            first: The loss at the first step.
+        """
+        level = energy.levels(jnp.full((), 0.5, first.dtype)).astype(first.dtype) ** 2
+        log_loss, log_level = jnp.log(jnp.abs(first) / prod(energy.event_shape)), jnp.log(level)
+        nearer = jnp.abs(log_loss - log_level) < jnp.abs(log_loss)
+        return jnp.where(nearer, level, jnp.ones_like(level))
+
+    def noise_loss(self, energy: Any) -> float | None:
+        """The loss of an energy that does not denoise at all, if it is known."""
+        del energy
+        return None
 
     def warning(self, means: dict[str, float]) -> str | None:
         """A warning for `fit` to give once, or None, given mean metrics over some steps."""

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+import time
 
 import equinox as eqx
 import jax
@@ -11,7 +13,7 @@ import targets
 from trainings import DATA, SIGMA, Epochs, conditional, energy, fit
 
 import numpyro_neb as neb
-from numpyro_neb.training import loop
+from numpyro_neb.training import loop, minibatches
 
 
 def test_learns_a_gaussian():
@@ -38,7 +40,29 @@ def test_result():
     np.testing.assert_allclose(result.validation_losses[-1], expected, rtol=1e-5)
     assert fit().validation_losses.shape == (0,)
     assert repr(result).startswith("FitResult(ResidualEnergy, 50 steps: loss ")
-    assert len(repr(result)) < 200
+    assert len(repr(result)) < 250
+
+
+def test_prints_in_three_lines():
+    """With losses as shares of sigma^2 d, what the raw noise has: here 0.5."""
+    held_out = fit(validation_data=DATA[:20], validate_every=20)
+    losses = held_out.validation_losses
+    lines = str(held_out).splitlines()
+    assert lines[0] == "ResidualEnergy after 50 training steps"
+    first, end = held_out.losses[0], held_out.losses[-5:].mean()
+    shares = (
+        f"loss: {first:.4g} ({first / 0.5:.1%} of the noise) at first, {end:.4g} ({end / 0.5:.1%}"
+    )
+    assert lines[1] == f"{shares} of the noise) as the mean of the last 5"
+    best = int(np.argmin(losses))
+    lowest = f"lowest {losses[best]:.4g} after step {[20, 40, 50][best]}"
+    end = f"held-out loss: {losses[-1]:.4g} ({losses[-1] / 0.5:.1%} of the noise) at the end"
+    assert lines[2] == f"{end}, {lowest}"
+    assert "no held-out loss: give fit validation_data" in str(fit(num_steps=2))
+    own = fit(objective=lambda *args: neb.denoising_loss(*args), num_steps=2)
+    assert "of the noise" not in str(own)  # the scale of a user's loss is not known
+    assert own.noise_loss is None
+    assert fit(conditional(), num_steps=2).noise_loss == 2
 
 
 def test_the_key_decides():
@@ -99,9 +123,9 @@ def test_a_nan_loss_stops_and_names_the_step():
         loss = neb.denoising_loss(energy, x, key)
         return jnp.where(jnp.all(x != x[0, 0]), loss, jnp.nan)
 
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 0: try"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0: no step has changed"):
         fit(objective=objective)
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step"):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+: try"):
         fit(optimizer=optax.sgd(1e9))
 
 
@@ -109,8 +133,74 @@ def test_shows_progress(capsys):
     fit(progress_bar=True, validation_data=DATA[:10])
     shown = capsys.readouterr().err
     assert "50/50" in shown
-    assert "loss=" in shown
-    assert "held-out=" in shown
+    assert re.search(r"loss=\d\.\d+ \(\d+\.\d% of the noise\)", shown)
+    assert re.search(r"held-out=\d\.\d+ \(\d+\.\d% of the noise\)", shown)
+
+
+def test_the_bar_moves_where_steps_are_slow(capsys):
+    """Fewer than 100 steps, and yet the time left is shown after about a second."""
+
+    def objective(energy, x, key):
+        jax.debug.callback(lambda: time.sleep(0.15))
+        return neb.denoising_loss(energy, x, key)
+
+    fit(progress_bar=True, num_steps=20, objective=objective)
+    shown = capsys.readouterr().err
+    early = re.findall(r"(\d+)/20 \[\d+:\d+<00:0(\d), ", shown)
+    assert any(2 <= int(done) <= 15 and int(left) >= 1 for done, left in early)
+
+
+def test_validation_data_are_seen_in_batches(monkeypatch):
+    """Of up to 2^18 numbers; the mean over them is the mean over all examples."""
+    monkeypatch.setattr(minibatches, "_HELD_OUT", 128)
+    sizes = []
+
+    def objective(energy, x, key):
+        sizes.append(len(x))
+        return jnp.mean(x)
+
+    settings = {"num_steps": 1, "validation_data": DATA[:150], "batch_size": 32}
+    result = fit(objective=objective, optimizer=optax.sgd(0.0), **settings)
+    assert sizes == [32, 50]  # traced once each: a step, and batches of 64 at most
+    np.testing.assert_allclose(result.validation_losses, [DATA[:150].mean()], atol=1e-7)
+    result = fit(objective=objective, optimizer=optax.sgd(0.0), **settings | {"batch_size": 100})
+    assert sizes[2:] == [100, 75]
+    settings["validation_data"] = DATA[:129]
+    result = fit(objective=objective, optimizer=optax.sgd(0.0), **settings)
+    assert sizes[4:] == [32, 43]
+    np.testing.assert_allclose(result.validation_losses, [DATA[:129].mean()], atol=1e-7)
+    fit(num_steps=1, validation_data=DATA[:130], objective=objective, optimizer=optax.sgd(0.0))
+    assert sizes[6:] == [32, 44, 42]
+
+
+def test_each_batch_of_validation_data_has_its_own_noise(monkeypatch):
+    """With the same noise for both halves, the losses of equal halves would be equal."""
+    monkeypatch.setattr(minibatches, "_HELD_OUT", 64)
+    halves = np.concatenate([DATA[:32], DATA[:32]])
+    result = fit(num_steps=1, validation_data=halves)
+    key = jax.random.split(jax.random.key(1))[1]
+    parts = [
+        float(neb.denoising_loss(result.energy, jnp.asarray(DATA[:32]), k))
+        for k in (key, jax.random.fold_in(key, 1))
+    ]
+    assert parts[0] != parts[1]
+    np.testing.assert_allclose(result.validation_losses, [np.mean(parts)], rtol=1e-5)
+
+
+def test_validation_data_on_disk_are_read_by_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(minibatches, "_HELD_OUT", 64)
+    np.save(tmp_path / "data.npy", DATA)
+    read = []
+    rows = np.memmap.__getitem__
+    keep = lambda self, index: (read.append(index), rows(self, index))[1]  # noqa: E731
+    in_memory = fit(num_steps=2, validation_data=DATA, validate_every=1)
+    monkeypatch.setattr(np.memmap, "__getitem__", keep)
+    on_disk = np.load(tmp_path / "data.npy", mmap_mode="r")
+    result = fit(num_steps=2, validation_data=on_disk, validate_every=1)
+    # 7 batches of at most 32, twice.
+    assert read[-14:] == [slice(i, i + 29) for i in range(0, 200, 29)] * 2
+    assert read[:-14] == [slice(0)]
+    np.testing.assert_allclose(result.validation_losses, in_memory.validation_losses, rtol=1e-6)
 
 
 def test_float64(x64):
@@ -195,7 +285,8 @@ def test_only_the_rows_of_a_minibatch_are_read(tmp_path, monkeypatch):
     keep = lambda self, index: (read.append(np.size(index)), rows(self, index))[1]  # noqa: E731
     monkeypatch.setattr(np.memmap, "__getitem__", keep)
     fit(data=np.load(tmp_path / "data.npy", mmap_mode="r"), num_steps=5)
-    assert read == [32] * 5
+    # Besides two slices: of some rows, to look at the columns' scales, and of none.
+    assert read == [1, 1] + [32] * 5
 
 
 LARGE = """
@@ -248,6 +339,7 @@ def test_the_average_of_the_parameters():
     scalars = lambda energy: jax.tree.leaves(eqx.filter(energy.network, eqx.is_array))  # noqa: E731
     linear = lambda energy, x, key: sum(jnp.sum(p) for p in scalars(energy))  # noqa: E731
     settings = {"objective": linear, "optimizer": optax.sgd(0.01), "num_steps": 30}
+    settings["start"] = neb.ResidualEnergy(energy().network, 1.0, (2,))  # the loss's unit is 1
     moved, average = 0.0, 0.0
     for t in range(30):
         moved, decay = moved - 0.01, min(0.7, (1 + t) / (10 + t))

@@ -208,9 +208,14 @@ def test_the_validation_loss_is_minus_the_log_density():
     x = exact.at(1e-6).sample(jax.random.key(0), (4000,))
     plain = neb.MixtureEnergy(exact.locs, exact.sigma, exact.log_weights)
     lifted = targets.Wrapped(plain, lambda y, phi: phi(y) + 7)
-    loss = eqx.filter_jit(lambda *args: LIKELIHOOD.validation_loss(*args))
-    chains = LIKELIHOOD.init(plain, jax.random.key(0))
-    values = [loss(e, x, jax.random.key(1), chains) for e in (plain, lifted)]
+    chains, key = LIKELIHOOD.init(plain, jax.random.key(0)), jax.random.key(1)
+
+    @eqx.filter_jit
+    def loss(energy):
+        at_data = LIKELIHOOD.validation_loss(energy, x, key, chains)
+        return at_data + LIKELIHOOD.validation_constant(energy, key, chains)
+
+    values = [loss(e) for e in (plain, lifted)]
     np.testing.assert_allclose(*values, rtol=1e-5)
     y = x + exact.sigma * jax.random.normal(jax.random.key(2), x.shape)
     phi, errors = jax.vmap(plain)(y), jnp.sum((x - jax.vmap(plain.denoise)(y)) ** 2, axis=1)
