@@ -145,7 +145,7 @@ def evaluate(
         | _of_walk(
             energy, judged, data, walked, look, x if train is None else train, num_swaps, rng
         )
-        | _of_columns(energy, x, walked, key_draws, rng, notes)
+        | _of_columns(energy, x, walked, key_draws, rng, notes, progress_bar)
     )
     return Evaluation(
         sigma=float(energy.sigma),
@@ -423,7 +423,7 @@ def _draw(energy, y, key):
     return posterior_distribution(energy, y).sample(key)
 
 
-def _of_columns(energy, x, walked, key, rng, notes) -> dict[str, Any]:
+def _of_columns(energy, x, walked, key, rng, notes, progress_bar) -> dict[str, Any]:
     """Compares marginals and correlations of X, drawn given the walk's ends, with the examples."""
     from scipy import stats
 
@@ -435,10 +435,12 @@ def _of_columns(energy, x, walked, key, rng, notes) -> dict[str, Any]:
         why = f"an event of {d} coordinates is too large" if d > 256 else "the walk diverged"
         notes.append(f"X was not drawn, nor its marginals compared: {why}")
         return dict.fromkeys(names)
-    parts = np.array_split(rows, -(-len(rows) // 100))
+    # Each draw of a large event takes d products: small parts, so that the bar knows the time.
+    parts = np.array_split(rows, -(-len(rows) // (100 if d <= 64 else 20)))
+    bar = tqdm(parts, disable=not progress_bar, delay=1, desc="draws of X")
     draws = [
         np.asarray(_draw(energy, in_dtype_of(energy, walked.y[part]), jax.random.fold_in(key, i)))
-        for i, part in enumerate(parts)
+        for i, part in enumerate(bar)
     ]
     drawn = np.concatenate(draws).reshape(len(rows), d).astype(float)
     truth = x[rows].reshape(len(rows), d).astype(float)

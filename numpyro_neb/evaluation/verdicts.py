@@ -189,7 +189,8 @@ class Evaluation:
         rows = [row for row in _rows(self) if row is not None]
         widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
         lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c}".rstrip() for a, b, c in rows]
-        return "\n".join([*_wrapped(self.verdict), "", *lines, *map(str, self.notes)])
+        notes = [line for note in self.notes for line in _wrapped(note)]
+        return "\n".join([*_wrapped(self.verdict), "", *lines, *notes])
 
     __repr__ = __str__
 
@@ -288,26 +289,24 @@ def _rows(e):
     yield "THE WALK against noisy data", "", ""
     yield f"two-sample test, {e.num_pairs:,} pairs: p", f"{e.p_value:.3g}", "above 0.05"
     yield "AUC of a kernel classifier", f"{e.auc:.3f}", "0.5"
-    chance = f"about {e.total_variation_by_chance:.3f}, by chance"
+    chance = f"{e.total_variation_by_chance:.3f} by chance"
     value = _with(e.total_variation, e.total_variation_error)
-    prototypes = f"{len(e.data_shares)} prototypes (k-means)"
-    yield f"shares of {prototypes}: total variation", value, chance
+    yield f"total variation of {len(e.data_shares)} prototypes", value, chance
     yield "sds of y, walk / data", _with(e.sd_ratio, e.sd_ratio_error), "1"
     yield "  by coordinate", f"{e.sd_ratios.min():.2f} to {e.sd_ratios.max():.2f}", "about 1"
     typical = np.sqrt(2 * np.log(2 * d)) if d > 1 else 1.0
     mean = f"{e.largest_mean_difference:.1f} se"
-    yield "means of y, largest difference", mean, f"about {typical:.1f} se, of {d} coordinates"
+    yield "means of y, largest difference", mean, f"about {typical:.1f} se"
     phi = _with(e.phi_difference, e.phi_difference_error)
     yield "mean phi, walk - data (nats)", phi, "0"
     yield "chains that diverged", f"{e.num_diverging:,}", "0"
-    yield f"memory of the start, {e.num_steps:,} steps", f"{e.memory:.2f}", "below 0.5, to test"
+    yield f"memory after {e.num_steps:,} steps", f"{e.memory:.2f}", "below 0.5, to test"
     yield "R-hat of y, of phi", f"{e.r_hat:.2f}, {e.r_hat_phi:.2f}", "below 1.5, to test"
     draws = f"{e.effective_draws:,.0f}, {e.effective_draws_phi:,.0f}"
     yield "effective draws of y, of phi", draws, "many"
     yield "Stein ratio of the walk", _with(e.stein_walk, e.stein_walk_error), "1"
     if e.kinetic_temperature is not None:
-        temperature = f"{e.kinetic_temperature:.3f}"
-        yield "kinetic temperature", temperature, "1; 0.75 to 1 for BAOAB at its default step"
+        yield "kinetic temperature", f"{e.kinetic_temperature:.3f}", "1 (BAOAB: 0.75 to 1)"
     yield "THE ENERGY at noisy data", "", ""
     yield "denoising loss", _with(e.denoising_loss, e.denoising_loss_error), "below the next rows"
     yield "  of no denoising, sigma^2 d", f"{e.noise_loss:.4g}", ""
@@ -317,8 +316,8 @@ def _rows(e):
         if baseline is not None:
             yield f"  of {name}", f"{baseline.denoising_loss:.4g}", ""
     value = _with(e.log_likelihood, e.log_likelihood_error)
-    note = f"above the next rows; over the examples -+ {e.sampling_error:.2g}"
-    yield "log-likelihood, log f(y) (nats)", value, note
+    yield "log-likelihood, log f(y) (nats)", value, "above the next rows"
+    yield "  over the examples", f"-+ {e.sampling_error:.2g}", ""
     for baseline, (_, name) in pairs:
         if baseline is not None:
             yield f"  of {name}", f"{baseline.log_likelihood:.4g}", ""
@@ -343,4 +342,4 @@ def _with(value, error):
 def _wrapped(text):
     from textwrap import wrap
 
-    return wrap(text, 88)
+    return wrap(text, 80)

@@ -141,11 +141,36 @@ def test_the_printed_table_says_it_first(right, wrong):
     text = str(wrong)
     assert text.startswith("WRONG: the walk's y can be told from noisy data (p = 0.001, AUC 0.")
     assert repr(wrong) == text
-    assert max(map(len, text.split("\n"))) < 120
+    # Also with the longest numbers and a long note.
+    huge = dataclasses.replace(
+        wrong, log_likelihood=-1.234e15, log_likelihood_error=1.2e10, num_pairs=100_000,
+        phi_difference=-1.234e15, phi_difference_error=1.2e10, num_steps=10_000_000,
+        effective_draws=1e7, effective_draws_phi=1e7, event_shape=(1000, 1000),
+        notes=("a b " * 60,),
+    )  # fmt: skip
+    for printed in (text, str(right), str(huge)):
+        assert max(map(len, printed.split("\n"))) <= 80
     for label in ("two-sample test, 300 pairs: p", "log-likelihood", "denoising loss", "R-hat"):
         assert label in text
     assert "kernel density" in str(right)
     assert f"{right.log_likelihood:.4g} -+ {right.log_likelihood_error:.2g}" in str(right)
+
+
+def test_every_long_part_has_a_bar(monkeypatch):
+    """Steps of the walk, and draws of X: each takes d products of one event."""
+    shown = {}
+    real = measurement.tqdm
+
+    def bar(*args, desc, disable, **kwargs):
+        shown[desc] = not disable, len(args[0]) if args else kwargs["total"]
+        return real(*args, desc=desc, disable=True, **kwargs)
+
+    monkeypatch.setattr(measurement, "tqdm", bar)
+    x = np.random.default_rng(0).normal(size=(60, 65))
+    settings = QUICK | {"num_steps": 20, "progress_bar": True}
+    neb.evaluate(gaussian(np.ones(65), 0.5), x, key=KEY, **settings)
+    # At most 20 draws in each part of the bar.
+    assert shown == {"walk": (True, 20), "draws of X": (True, 3)}
 
 
 def test_modes_that_the_chains_do_not_cross_are_never_called_right():
