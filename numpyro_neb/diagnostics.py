@@ -63,7 +63,8 @@ def to_arviz(
         dims: Names of the dimensions of each variable. For the `y` and `x` of an energy they are
             `height`, `width` by default for events of rank 2, `channel`, `height`, `width` for
             rank 3, and `event_dim_0`, ... otherwise; for the sites of a model those of their
-            plates. A fit's dimension of observations is `observation`. ArviZ 1.x keeps `row` and
+            plates, and for a covariate that of the plate whose length it has, if there is one. A
+            fit's dimension of observations is `observation`. ArviZ 1.x keeps `row` and
             `column` for its own plots.
         warmup: The draws and the extra fields of warm-up. `mcmc.run` discards them, so
             take `(mcmc.get_samples(group_by_chain=True),
@@ -122,7 +123,7 @@ def to_arviz(
     what = f"{held} draws of a warm-up, where num_samples // thinning is {wanted}"
     require(held == wanted, f"mcmc must have run: it holds {what}")
     warn_of_divergence(diverging)
-    return from_walk(
+    data = from_walk(
         mcmc,
         coords,
         dims,
@@ -132,6 +133,8 @@ def to_arviz(
         constant_data=constant_data,
         log_likelihood=log_likelihood is not False,
     )
+    _widen_jumps(data["posterior"])
+    return data
 
 
 def refreshed_bfmi(data: Any) -> Float[np.ndarray, " chain"]:
@@ -257,6 +260,13 @@ def from_walk(
     return data
 
 
+def _widen_jumps(posterior):
+    """Jumps in one mode differ by a few roundings of float32, too few for bins in that dtype."""
+    for name in posterior.data_vars:
+        if name == "x" or str(name).endswith("_jump"):
+            posterior[name] = posterior[name].astype(float)
+
+
 def _of_energy(kernel, own):
     """The dimension names and the constants of a walk on an energy."""
     energy, shape = kernel.energy, kernel.energy.event_shape
@@ -274,7 +284,8 @@ def _of_model(model, args, kwargs, sites, own):
     sampled = {k: v for k, v in sites.items() if v["type"] == "sample"}
     observed = {name: site["value"] for name, site in sampled.items() if site["is_observed"]}
     constants = _numeric_arguments(model, args, kwargs, observed)
-    named = {name: _site_dims(site) for name, site in sites.items()} | own
+    named = _argument_dims(constants, sites)
+    named |= {name: _site_dims(site) for name, site in sites.items()} | own
     for name, site in sampled.items():
         if smoothed_density(site["fn"]) is not None and not site["is_observed"]:
             # A site and its jump have the same dimensions.
@@ -282,6 +293,17 @@ def _of_model(model, args, kwargs, sites, own):
             names = named[name] + [f"{name}_dim_{i}" for i in range(rank - len(named[name]))]
             named |= {name: names, f"{name}_jump": own.get(f"{name}_jump", list(names))}
     return named, constants
+
+
+def _argument_dims(constants, sites):
+    """A covariate has an entry for each member of a plate, if just one plate has its length."""
+    plates = {f.name: f.size for site in sites.values() for f in site["cond_indep_stack"]}
+    named = {}
+    for name, value in constants.items():
+        fitting = [plate for plate, size in plates.items() if value.shape[:1] == (size,)]
+        if len(fitting) == 1:
+            named[name] = fitting + [f"{name}_dim_{i}" for i in range(1, value.ndim)]
+    return named
 
 
 def _site_dims(site):

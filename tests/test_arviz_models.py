@@ -1,4 +1,4 @@
-"""A walk on a model as ArviZ data: every group of ArviZ's schema, and every plot of ArviZ."""
+"""A walk on a model as ArviZ data: every group of its schema. Its plots: test_arviz_plots.py."""
 
 import arviz as az
 import jax
@@ -68,6 +68,7 @@ def test_every_group(whole):
     assert data["observed_data"]["y"].dims == ("point",)
     assert set(data["constant_data"].data_vars) == {"x", "w_sigma"}
     np.testing.assert_array_equal(data["constant_data"]["x"], X)
+    assert data["constant_data"]["x"].dims == ("point",)
     np.testing.assert_allclose(data["constant_data"]["w_sigma"], ENERGY.sigma)
     expected = dist.Normal(draws["mean"], 0.5).log_prob(Y)
     np.testing.assert_allclose(data["log_likelihood"]["y"], expected, rtol=1e-4, atol=1e-4)
@@ -128,14 +129,15 @@ def test_a_prior_without_the_latent_sites(whole):
 def test_plates_and_arguments_of_every_kind():
     """A dimension between two plates has ArviZ's own name; arguments may be more than arrays."""
 
-    def crossed(*sizes, extra=None, **more):
+    def crossed(*sizes, extra=None, table=None, **more):
         with numpyro.plate("above", 2, dim=-3), numpyro.plate("below", 4, dim=-1):
             numpyro.sample("z", neb.SmoothedDensity(ENERGY))
             numpyro.deterministic("apart", jnp.zeros(7))
         numpyro.sample("b", dist.Normal(0, 1).expand([3]).to_event(1), infer={"event_dims": ["k"]})
 
     mcmc = chains(neb.WalkJumpKernel(model=crossed), num_samples=3, num_chains=1)
-    mcmc.run(jax.random.key(0), 2, np.arange(3), extra="text", flag=True, tree={"a": 1})
+    mcmc.run(jax.random.key(0), 2, np.arange(3), extra="text", table=np.ones((4, 5)), flag=True,
+             tree={"a": 1})  # fmt: skip
     data = neb.to_arviz(mcmc)
     posterior = data["posterior"]
     dims = ("chain", "draw", "above", "z_dim_1", "below", "z_dim_0")
@@ -143,7 +145,11 @@ def test_plates_and_arguments_of_every_kind():
     assert posterior["z"].shape == (1, 3, 2, 1, 4, 2)
     assert posterior["apart"].dims == ("chain", "draw", "apart_dim_0")
     assert posterior["b"].dims == ("chain", "draw", "k")
-    assert set(data["constant_data"].data_vars) == {"sizes_0", "sizes_1", "flag", "z_sigma"}
+    constants = data["constant_data"]
+    assert set(constants.data_vars) == {"sizes_0", "sizes_1", "table", "flag", "z_sigma"}
+    # A row for each member of one plate; no plate has three.
+    assert constants["table"].dims == ("below", "table_dim_1")
+    assert constants["sizes_1"].dims == ("sizes_1_dim_0",)
     assert "observed_data" not in names_of_groups(data)
     assert data["sample_stats"].attrs["num_coordinates"] == 2 * 4 * 2 + 3
 
@@ -190,67 +196,9 @@ def test_gibbs_is_for_arviz_itself():
         neb.to_arviz(mcmc)
 
 
-W = {"var_names": ["w"]}
-# Every plot of ArviZ that draws an MCMC's data, in either generation: what it is given besides.
-# Left out are those of values alone (plot_dist, plot_kde, plot_ecdf, plot_dot, plot_hdi in 0.x), of
-# several models (plot_compare, plot_elpd), and of binary, censored, count or ordinal data.
-PLOTS = {
-    "plot_autocorr": W,
-    "plot_bpv": {},
-    "plot_convergence_dist": W,
-    "plot_density": W,
-    "plot_dist_comparison": W,
-    "plot_energy": {},
-    "plot_ess": W,
-    "plot_ess_evolution": W,
-    "plot_forest": {"var_names": ["w", "w_jump"]},
-    "plot_loo_interval": {"var_names": ["y"]},
-    "plot_loo_pit": {"var_names": ["y"]} if GENERATION else {"y": "y"},
-    "plot_mcse": W,
-    "plot_pair": W,
-    "plot_pair_focus": W | {"focus_var": "w", "focus_var_coords": {"w_dim_0": 0}},
-    "plot_parallel": W,
-    "plot_posterior": W,
-    "plot_ppc": {},
-    "plot_ppc_dist": {},
-    "plot_ppc_interval": {},
-    "plot_ppc_pit": {},
-    "plot_ppc_tstat": {},
-    "plot_prior_posterior": W,
-    "plot_rank": W,
-    "plot_rank_dist": W,
-    "plot_ridge": W,
-    "plot_trace": W,
-    "plot_trace_dist": W,
-    "plot_violin": W,
-}
-# In 0.x it draws values.
-PLOTS |= {"plot_dist": W} if GENERATION else {}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PLOTS if hasattr(az, name)])
-def test_every_plot_of_arviz(name, whole):
+def test_plots_of_warm_up(whole):
     *_, data = whole
-    getattr(az, name)(data, **PLOTS[name])
-
-
-@pytest.mark.slow
-def test_a_forest_of_images():
-    """ArviZ 1.3's has a dimension `column` of its own: draws of images name theirs otherwise."""
-    energy = neb.MixtureEnergy(jax.random.normal(jax.random.key(0), (4, 2, 3)), 0.5)
-    mcmc = chains(neb.WalkJumpKernel(energy), 50, 2)
-    mcmc.run(jax.random.key(0))
-    names = {"y": ["height", "width"], "x": ["height", "width"]}
-    az.plot_forest(neb.to_arviz(mcmc, dims=names), var_names=["y"])
-    az.plot_rank(neb.to_arviz(mcmc), var_names=["y"])
-
-
-@pytest.mark.slow
-def test_plots_of_loo_and_of_warm_up(whole):
-    *_, data = whole
-    loo = az.loo(data, pointwise=True)
-    az.plot_khat(loo)
     if GENERATION:
         az.plot_trace(data, var_names=["w"], group="warmup_posterior")
     else:

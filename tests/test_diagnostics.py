@@ -67,6 +67,19 @@ def test_dims_of_every_event_shape(event_shape, dims):
     assert neb.to_arviz(run(event_shape)).posterior["x"].dims == ("chain", "draw", *dims)
 
 
+def test_jumps_that_are_nearly_one_are_drawn():
+    """In one mode they differ by a few roundings of float32, too few for a histogram's bins."""
+    locs = jax.random.normal(jax.random.key(0), (4, 8, 8))
+    mcmc = MCMC(neb.WalkJumpKernel(neb.MixtureEnergy(locs, 0.5)), num_warmup=5, num_samples=20,
+                progress_bar=False)  # fmt: skip
+    mcmc.run(jax.random.key(0))
+    jumps = neb.to_arviz(mcmc)["posterior"]["x"]
+    assert jumps.dtype == np.float64
+    np.testing.assert_array_equal(jumps[0], mcmc.get_samples()["x"])
+    for pixel in jumps.values[0].reshape(20, 64).T:
+        assert np.histogram(pixel, 512)[0].sum() == 20
+
+
 def test_frozen_coordinates_are_constants_and_do_not_count():
     locs = jax.random.normal(jax.random.key(0), (4, 2, 3))
     kernel = neb.WalkJumpKernel(neb.MixtureEnergy(locs, 0.5), frozen=np.eye(2, 3, dtype=bool))
