@@ -31,6 +31,12 @@ class SphereOverlaps(NamedTuple):
         counts: A histogram of the overlaps in 200 equal bins from 0 to beyond `max`, of shape
             (200,).
         edges: Its edges, of shape (201,).
+        spread: The root mean square of the coordinates' standard deviations (of n - 1 degrees of
+            freedom): E chi^2 is half its square.
+        prior_sigma: The largest sigma, at most a third of the spread, at which X given y is nearly
+            Gaussian by the data's kernel density, so that `learned_prior` is right; NaN if the data
+            are too few to tell. See `sphere_overlaps`.
+        dim: The dimension d.
     """
 
     min: float
@@ -40,38 +46,74 @@ class SphereOverlaps(NamedTuple):
     num_pairs: int
     counts: np.ndarray
     edges: np.ndarray
+    spread: float
+    prior_sigma: float
+    dim: int
 
     def __str__(self) -> str:
-        return (
+        first = (
             f"overlaps chi of {self.num_pairs:,} pairs: min {self.min:.3f},"
             f" median {self.median:.3f}, mean {self.mean:.3f}, max (sigma_c) {self.max:.3f}"
         )
+        if self.spread == 0:
+            return first
+        prior = "too few data" if np.isnan(self.prior_sigma) else f"{self.prior_sigma:.2g}"
+        return (
+            f"{first}\nspread per coordinate {self.spread:.3g}; for a walk begin with"
+            f" {self.walk_sigma:.3g}\nlargest sigma for a learned prior in a model: {prior};"
+            " `advice` says more"
+        )
 
     @property
-    def spread(self) -> float:
-        """The root mean square of the coordinates' standard deviations.
+    def walk_sigma(self) -> float:
+        """The sigma to begin with for a walk: sigma_c, but never above the data's spread.
 
-        E chi^2 is half its square; exact to the width of a bin.
+        Noise wider than the data leaves little of them, and in few dimensions sigma_c is set by
+        the two examples that are farthest apart.
         """
-        middles = (self.edges[:-1] + self.edges[1:]) / 2
-        return float(np.sqrt(2 * np.sum(self.counts * middles**2) / self.num_pairs))
+        return min(self.max, self.spread)
 
     @property
     def advice(self) -> str:
         """What these overlaps say about the choice of sigma, in words."""
-        ratio = self.max / self.spread
+        if self.spread == 0:
+            return "All examples are the same: they say nothing about the choice of sigma."
+        radius, width = sphere_shell(self.dim, 1.0)
+        walk, check = f"{self.walk_sigma:.3g}", "After training, check it with `evaluate`."
+        if width > radius / 4:
+            return (
+                f"In {self.dim} dimension(s) there are no thin shells: the norm of the noise is"
+                f" {radius:.2g} +- {width:.2g} sigma, and the overlaps of spheres say little, since"
+                f" sigma_c = {self.max:.3g} is set by the two examples that are farthest apart."
+                f" The data's spread is {self.spread:.3g} per coordinate: begin with sigma = {walk}"
+                " or less to walk between examples, and with a smaller one to keep details."
+                f" {self._prior_advice} {check}"
+            )
+        kept = 1 / np.hypot(1, self.walk_sigma / self.spread)
         return (
             f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
             f" each example separately. At the median, {self.median:.3g}, half of the pairs"
             f" overlap; from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix."
-            f" Use sigma_c or slightly more to walk between examples; from {self.median:.2g} to"
-            f" {self.max:.2g} jumps are sharper and the walk is slower, and `evaluate` shows"
-            " whether it still visits all of the data; use a smaller sigma to recall details. Above"
+            f" Begin with {walk}, the smaller of sigma_c and the spread, to walk between examples;"
+            f" from {min(self.median, self.walk_sigma):.2g} to {self.walk_sigma:.2g} jumps are"
+            " sharper and the walk is slower; use a smaller sigma to recall details. Above"
             f" {2 * self.max:.2g} each i-sphere contains all examples, and details are lost. The"
             f" data's spread is {self.spread:.2g} per coordinate: for a Gaussian with that spread,"
-            f" jumps at sigma_c keep {1 / np.hypot(1, ratio):.0%}; a learned prior in a model needs"
-            f" a third of it, {self.spread / 3:.2g}, or less."
+            f" jumps at {walk} keep {kept:.0%}. {self._prior_advice} {check}"
         )
+
+    @property
+    def _prior_advice(self):
+        """Which sigma a learned prior needs."""
+        need = "A learned prior in a model needs X given y to be nearly Gaussian:"
+        if np.isnan(self.prior_sigma):
+            return (
+                f"{need} these data are too few to show up to which sigma it is. Begin with a third"
+                f" of the spread, {self.spread / 3:.2g}, or with a third of that inside of the"
+                " clusters if the data have clusters, and compare the results with those at half"
+                " the sigma."
+            )
+        return f"{need} by the data's kernel density it is up to sigma = {self.prior_sigma:.2g}."
 
 
 class OverlapRegimes(NamedTuple):
@@ -113,12 +155,18 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
     radius sigma sqrt(d). Two of them begin to overlap at sigma = chi_ij. All pairs are visited, in
     blocks of 2,048 x 2,048, so that memory does not grow with n^2.
 
+    For `prior_sigma`, 500 noisy versions y of up to 2,000 of the examples are drawn with a fixed
+    seed. X given y is then a weighted sample of the data. Along its widest direction its negentropy
+    is about skewness^2 / 12 + excess kurtosis^2 / 48: sigma is reduced from a third of the spread,
+    by factors of sqrt(2), until this is above 1/4 for at most 3% of the y. If a typical y weighs
+    fewer than 50 examples, the data are too few to tell.
+
     Args:
         x: Clean data, real numbers of shape (n, *event_shape), n at least 2.
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
-        The summary, in the data's units; it prints as a sentence, and `advice` is a paragraph.
+        The summary, in the data's units; it prints in three lines, and `advice` is a paragraph.
 
     Raises:
         TypeError: If x does not hold real numbers.
@@ -131,10 +179,12 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
         >>> import numpy as np, numpyro_neb as neb
         >>> print(neb.sphere_overlaps(np.array([[0.0], [2.0], [6.0]])))
         overlaps chi of 3 pairs: min 1.000, median 2.000, mean 2.000, max (sigma_c) 3.000
+        spread per coordinate 3.06; for a walk begin with 3
+        largest sigma for a learned prior in a model: too few data; `advice` says more
     """
-    x = _centred(x)
+    x, unit = _centred(x)
     # No two points are farther apart than the diameter of a ball that contains them all.
-    bound = np.sqrt(((x - x.mean(0)) ** 2).sum(1).max() / x.shape[1]) * (1 + 1e-9)
+    bound = np.sqrt((x**2).sum(1).max() / x.shape[1]) * (1 + 1e-9)
     bound = bound if bound > 0 else 1.0
     scale = _BINS / bound
     counts, sums = np.zeros(_BINS + 1), np.zeros(_BINS + 1)
@@ -148,16 +198,20 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
     middle = np.searchsorted(
         np.cumsum(counts), [(counts.sum() - 1) // 2, counts.sum() // 2], "right"
     )
+    spread = np.sqrt((x**2).sum() / (len(x) - 1) / x.shape[1])
     coarse = counts[:_BINS].reshape(200, -1).sum(1)
     coarse[-1] += counts[_BINS]
     return SphereOverlaps(
-        min=float(low),
-        median=float(np.mean(sums[middle] / counts[middle])),
-        mean=float(sums.sum() / counts.sum()),
-        max=float(high),
+        min=float(low * unit),
+        median=float(np.mean(sums[middle] / counts[middle]) * unit),
+        mean=float(sums.sum() / counts.sum() * unit),
+        max=float(high * unit),
         num_pairs=int(counts.sum()),
         counts=coarse.astype(int),
-        edges=np.linspace(0, bound, 201),
+        edges=np.linspace(0, bound, 201) * unit,
+        spread=float(spread * unit),
+        prior_sigma=_prior_sigma(x, spread) * unit,
+        dim=x.shape[1],
     )
 
 
@@ -183,7 +237,8 @@ def critical_sigma(x: Numbers, *, progress_bar: bool = True) -> float:
         >>> neb.critical_sigma(np.array([[0.0], [2.0], [6.0]]))
         3.0
     """
-    return sphere_overlaps(x, progress_bar=progress_bar).max
+    x, unit = _centred(x)
+    return float(max(chi.max() for chi in _overlaps(x, progress_bar)) * unit)
 
 
 def overlap_regimes(
@@ -214,9 +269,10 @@ def overlap_regimes(
         >>> print(neb.overlap_regimes(np.array([[0.0], [2.0], [6.0]]), sigma=2.0))
         33.3% of the pairs are apart, 33.3% overlap, 33.3% are contained in one another
     """
-    x, sigma = _centred(x), check_positive("sigma", sigma)
+    (x, unit), sigma = _centred(x), check_positive("sigma", sigma)
     apart = contained = total = 0
     for chi in _overlaps(x, progress_bar):
+        chi = chi * unit
         apart += int(np.sum(sigma < chi))
         contained += int(np.sum(sigma >= 2 * chi))
         total += len(chi)
@@ -287,10 +343,56 @@ def _distances(a, b):
     return np.sqrt(squares)
 
 
-def _centred(x) -> np.ndarray:
+def _centred(x) -> tuple[np.ndarray, float]:
+    """The data about their mean in a unit that is a power of two, and the unit."""
     x = finite_on_host("x", x)
     several = x.ndim > 0 and len(x) > 1 and x.size > 0
     require(several, f"x must hold at least two points, got shape {x.shape}")
     x = x.reshape(len(x), -1)
     check_squares("x", x)
-    return x - x.mean(0)
+    # Equal numbers are exactly zero, as their rounded mean would not have them.
+    x = x - np.where(x.min(0) == x.max(0), x[0], x.mean(0))
+    exponent = int(np.frexp(np.abs(x).max())[1])
+    return np.ldexp(x, -exponent), float(np.ldexp(1.0, exponent))
+
+
+def _prior_sigma(x, spread):
+    """The largest sigma at which X given y is nearly Gaussian, or NaN; see `sphere_overlaps`."""
+    rng = np.random.default_rng(0)
+    x = rng.permutation(x)[:2000]
+    at, noise = rng.integers(len(x), size=500), rng.normal(size=(500, x.shape[1]))
+    for sigma in spread / 3 * 2.0 ** (-np.arange(13) / 2):
+        if sigma == 0:
+            break
+        y = x[at] + sigma * noise
+        logits = (y @ x.T - (x**2).sum(1) / 2) / sigma**2
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        weighed = 1 / (weights**2).sum(1)
+        if np.median(weighed) < 50:
+            break
+        far = _negentropies(x, weights, noise, spread)[weighed > 10] > 1 / 4
+        if np.mean(far) <= 0.03:
+            return sigma
+    return np.nan
+
+
+def _negentropies(x, weights, direction, spread):
+    """About the negentropy of each weighted sample along its widest direction (power iteration)."""
+    means = weights @ x
+
+    def along(u):
+        return u @ x.T - (u * means).sum(1, keepdims=True)
+
+    for _ in range(5 if x.shape[1] > 1 else 1):
+        image = weights * along(direction)
+        direction = image @ x - image.sum(1, keepdims=True) * means
+        norm = np.linalg.norm(direction, axis=1, keepdims=True)
+        direction = direction / np.where(norm > 0, norm, 1)
+    z = along(direction)
+    variances = (weights * z**2).sum(1, keepdims=True)
+    # A point mass is a Gaussian of no width.
+    wide = variances > 1e-12 * spread**2
+    z = np.where(wide, z / np.sqrt(np.where(wide, variances, 1)), 0)
+    skewness, kurtosis = ((weights * z**n).sum(1) for n in (3, 4))
+    return np.where(wide[:, 0], skewness**2 / 12 + (kurtosis - 3) ** 2 / 48, 0)

@@ -29,9 +29,11 @@ def test_digits():
     assert neb.critical_sigma(jnp.asarray(x)) == pytest.approx(overlaps.max, rel=1e-6)
 
 
-def test_prints_as_a_sentence():
-    text = str(neb.sphere_overlaps(np.array([0.0, 2.0, 6.0])))
-    assert text.endswith("min 1.000, median 2.000, mean 2.000, max (sigma_c) 3.000")
+def test_prints_in_three_lines():
+    lines = str(neb.sphere_overlaps(np.array([0.0, 2.0, 6.0]))).split("\n")
+    assert lines[0].endswith("min 1.000, median 2.000, mean 2.000, max (sigma_c) 3.000")
+    assert lines[1] == "spread per coordinate 3.06; for a walk begin with 3"
+    assert lines[2].startswith("largest sigma for a learned prior in a model: too few data")
 
 
 @pytest.mark.parametrize("measure", [neb.sphere_overlaps, neb.critical_sigma])
@@ -62,10 +64,44 @@ def test_blocks_do_not_show(block, monkeypatch):
         np.testing.assert_allclose(sum(regimes), 1)
 
 
-def test_points_all_alike():
-    found = neb.sphere_overlaps(np.ones((5, 3)))
-    assert found.min == found.median == found.max == 0
-    assert found.num_pairs == 10
+@pytest.mark.parametrize("value", [1, 0.1, 1e9 + 0.3, 5e-324, np.float16(0.1)])
+@pytest.mark.parametrize("count", [2, 5, 3000])
+def test_points_all_alike(value, count):
+    """Also where a mean of equal numbers is rounded to another one."""
+    found = neb.sphere_overlaps(np.full((count, 3), value))
+    assert found[:4] == (0, 0, 0, 0)
+    assert found.num_pairs == count * (count - 1) // 2
+    assert found.spread == 0
+    assert "same" in found.advice
+    assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.random.default_rng(0).normal(size=(40, 3)),
+        np.random.default_rng(0).normal(size=(40, 3)) + 2.0**30,
+        np.random.default_rng(0).normal(size=(40, 3)) * 1e-200,
+        np.random.default_rng(0).normal(size=(40, 3)) * 1e140,
+        np.random.default_rng(0).integers(0, 5, size=(40, 3)),
+        np.random.default_rng(0).normal(size=(40, 3)).astype(np.float16),
+        np.array([[0, 3.0], [0, 3.0], [4.0, 0]]),
+        np.array([[5e-324], [0.0]]),
+    ],
+)
+def test_the_spread_is_that_of_the_coordinates(x):
+    """In the unit of the largest number, so that no square underflows."""
+    found = neb.sphere_overlaps(x)
+    x = np.asarray(x, float)
+    unit = np.abs(x - x[0]).max()
+    expected = np.sqrt(np.mean(np.var((x - x[0]) / unit, axis=0, ddof=1))) * unit
+    np.testing.assert_allclose(found.spread, expected, rtol=1e-9)
+    # E chi^2 over the pairs is half of it, and the histogram's bins are 1/200 of the largest chi.
+    middles = (found.edges[:-1] + found.edges[1:]) / 2 / unit
+    mean_square = np.sum(found.counts * middles**2) / found.num_pairs
+    # (Bins of a subnormal number are rounded away.)
+    assert abs(np.sqrt(2 * mean_square) * unit - expected) <= max(2 * found.edges[1], 5e-324)
+    assert found.max == neb.critical_sigma(x)
 
 
 def test_overlaps_of_mnist():
@@ -118,9 +154,102 @@ def test_repeated_points_are_told_from_near_ones():
 
 
 def test_advice_names_the_figures():
-    found = neb.sphere_overlaps(np.array([0.0, 2.0, 6.0]))
+    found = neb.sphere_overlaps(np.array([[0.0] * 9, [2.0] * 9, [6.0] * 9]))
     assert "sigma_c = 3" in found.advice
     assert "from 2 to 3 jumps are sharper" in found.advice
+    assert "these data are too few to show" in found.advice
+
+
+@pytest.mark.parametrize(("dim", "shells"), [(1, False), (2, False), (8, False), (9, True)])
+def test_few_dimensions_have_no_shells(dim, shells):
+    """The width over the radius, about 1 / sqrt(2 d), is above a quarter up to d = 8."""
+    x = np.random.default_rng(0).normal(size=(300, dim))
+    advice = neb.sphere_overlaps(x).advice
+    assert ("there are no thin shells" in advice) == (not shells)
+    assert ("i-spheres" in advice) == shells
+
+
+def test_the_walk_begins_below_the_spread():
+    """In two dimensions sigma_c is far above it, in 300 below."""
+    rng = np.random.default_rng(0)
+    few = neb.sphere_overlaps(rng.normal(size=(2000, 2)))
+    assert few.max > 2 * few.spread
+    assert few.walk_sigma == few.spread
+    many = neb.sphere_overlaps(rng.normal(size=(300, 300)))
+    assert many.walk_sigma == many.max < many.spread
+
+
+LOCS, WITHIN = np.arange(-2.0, 3.0), 0.1
+GRID = np.linspace(-4, 4, 1601)
+
+
+def clusters(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.choice(LOCS, n) + WITHIN * rng.normal(size=n)
+
+
+def prior_sd_errors(sigma):
+    """Log errors in the sd of X given two observations, by quadrature.
+
+    Under the learned prior, X is Gaussian given y with the energy's mean and variance.
+    """
+    covariances = np.full((5, 1, 1), WITHIN**2)
+    energy = neb.MixtureEnergy(LOCS[:, None], sigma, covariances=covariances)
+    y = jnp.asarray(GRID[:, None], energy.sigma.dtype)
+    mean = np.asarray(neb.posterior_mean(energy, y), float)[:, 0]
+    std = np.asarray(neb.posterior_std(energy, y), float)[:, 0]
+    density = np.exp(-np.asarray(jax.vmap(energy)(y), float))
+    learned = stats.norm.pdf(GRID[:, None], mean, std) @ density
+    true = stats.norm.pdf(GRID[:, None], LOCS, WITHIN).sum(1)
+    errors = []
+    for seen, noise in ((0.6, 0.3), (1.15, 0.2)):
+        sds = []
+        for prior in (learned, true):
+            weights = prior * stats.norm.pdf(seen, GRID, noise)
+            weights /= weights.sum()
+            sds.append(np.sqrt(weights @ GRID**2 - (weights @ GRID) ** 2))
+        errors.append(np.log(sds[0] / sds[1]))
+    return np.abs(errors)
+
+
+def test_the_advised_prior_is_right_for_clusters():
+    """A third of the spread is wrong by more than a quarter, for a cluster is far narrower."""
+    found = neb.sphere_overlaps(clusters(1000))
+    assert prior_sd_errors(found.spread / 3).max() > 0.25
+    assert found.prior_sigma < found.spread / 3
+    assert prior_sd_errors(found.prior_sigma).max() < 0.1
+    # X given y is exactly Gaussian for one cluster; it need not be far below its width.
+    assert found.prior_sigma > WITHIN / 2
+    assert f"up to sigma = {found.prior_sigma:.2g}" in found.advice
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_advice_follows_units_and_offsets(seed):
+    x = clusters(800, seed)
+    found = neb.sphere_overlaps(x).prior_sigma
+    np.testing.assert_allclose(neb.sphere_overlaps(x * 1e-6 + 5).prior_sigma, found * 1e-6)
+
+
+def test_clusters_along_a_diagonal():
+    """Five of them: a y between two is no rarity at a third of the spread."""
+    rng = np.random.default_rng(0)
+    x = 0.1 * rng.normal(size=(1500, 3)) + rng.choice(LOCS, (1500, 1))
+    found = neb.sphere_overlaps(x)
+    assert found.prior_sigma < found.spread / 3 or np.isnan(found.prior_sigma)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_gaussian_data_take_a_third_of_the_spread(dim):
+    """X given y is exactly Gaussian at every sigma."""
+    found = neb.sphere_overlaps(np.random.default_rng(1).normal(size=(1500, dim)))
+    assert found.prior_sigma == pytest.approx(found.spread / 3)
+
+
+def test_repeated_values_and_few_examples():
+    """X given y is a point where values are far apart; two examples tell nothing."""
+    found = neb.sphere_overlaps(np.repeat([0.0, 100.0, 200.0], 200))
+    assert 0 < found.prior_sigma < 20
+    assert np.isnan(neb.sphere_overlaps(np.array([0.0, 1.0])).prior_sigma)
 
 
 def test_progress(capsys, monkeypatch):
