@@ -183,16 +183,18 @@ def fit(
     params, rest = eqx.partition(energy, trainable(energy))
     objective = _checked_functions(objective, callback)
     source = minibatches_of(data, energy, batch_size, devices)
-    validate_every = validate_every or max(1, num_steps // 20)
+    batches = None
+    if validation_data is not None:
+        batches = held_out_batches(validation_data, energy, batch_size, devices)
     key_steps, key_validation, key_objective = jax.random.split(key, 3)
 
     arrays, static = eqx.partition(rest, eqx.is_array)
     kept = jax.tree.map(jnp.copy, objective.init(energy, key_objective))
     chosen = objective.optimizer(num_steps) if optimizer is None else optimizer
-    optimizer = checked_optimizer(chosen, params, stateful=bool(jax.tree.leaves(kept)))
-    step, validate = _compiled(optimizer, objective, static, source.pick, ema_decay, devices)
+    ready = checked_optimizer(chosen, params, stateful=bool(jax.tree.leaves(kept)))
+    step, validate = _compiled(ready, objective, static, source.pick, ema_decay, devices)
     wanted = ema_decay is not None, patience is not None
-    state = first_state(params, optimizer, num_steps, wanted, kept, objective.metrics)
+    state = first_state(params, ready, num_steps, wanted, kept, objective.metrics)
     # Checkpoints store these names; messages may use other words for them.
     identity = {"num_steps": num_steps, "data": source.identity, "ema_decay": ema_decay}
     identity |= counts | {"key": _key_bits(key), "energy": describe(params)}
@@ -206,12 +208,10 @@ def fit(
         compared = energy, data, validation_data, objective, chosen, state.opt_state
         identity[CONTENT] = content_of(*compared)
         training.go_on_from(Checkpoints(checkpoint_dir, checkpoint_every, identity, devices))
-    if validation_data is not None:
-        batches = held_out_batches(validation_data, energy, batch_size, devices)
-        training.validate = partial(
-            validate, batches, *devices.replicated((arrays, key_validation))
-        )
-        training.validate_every = validate_every
+    if batches is not None:
+        fixed = devices.replicated((arrays, key_validation))
+        training.validate = partial(validate, batches, *fixed)
+        training.validate_every = validate_every or max(1, num_steps // 20)
     placed, key_placed = devices.replicated(((arrays, jnp.asarray(training.in_units)), key_steps))
     feed = source.feed(training.done, key_steps)
     advance = lambda state, i: step(state, placed, next(feed), key_placed, i)  # noqa: E731
