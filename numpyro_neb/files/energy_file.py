@@ -199,7 +199,7 @@ def _check_extent(path):
     require(size <= stated, f"{path} is damaged: it has {size} bytes, and should have {stated}")
 
 
-def fingerprint(energy: AbstractEnergy) -> str:
+def sha256_of(energy: AbstractEnergy) -> str:
     """The SHA-256 that `save` writes into an energy's file."""
     tensors = {name: np.asarray(array) for name, array in _named_arrays(energy).items()}
     return _signed(_FORMAT, describe(energy), tensors)["sha256"]

@@ -1,6 +1,7 @@
 """Long runs: an MCMC run in pieces, its draws written as they come, its state in a file."""
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
 from numpyro_neb._internal.checks import check_count, check_key, check_type, require
+from numpyro_neb._internal.fingerprints import fingerprint
 from numpyro_neb._internal.numpyro_mcmc import collected_fields, model_arguments, set_run
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
-from numpyro_neb.files.energy_file import fingerprint
+from numpyro_neb.files.energy_file import sha256_of
 from numpyro_neb.sampling.kernel import WalkJumpKernel
+from numpyro_neb.sampling.targets import ModelDensity
 from numpyro_neb.streaming.states import raw, read_state, write_state
-from numpyro_neb.streaming.store import Store
+from numpyro_neb.streaming.store import Store, check_names
 from numpyro_neb.training.devices import digest
 
 
@@ -72,7 +75,9 @@ def stream(
     Raises:
         TypeError: If `mcmc` is not an MCMC of a `WalkJumpKernel`, key not a random key, or store
             not a path.
-        ValueError: If `draws_per_write` is not a positive int; if `store` exists and is not a
+        ValueError: If `draws_per_write` is not a positive int; if a site or a dimension has a name
+            that no store can hold, such as the "a/y" of `numpyro.handlers.scope` without
+            `divider="."`; if `store` exists and is not a
             stream, holds more draws than are asked for, or is from another run (the message says
             what differs); or if its state is damaged.
         ModuleNotFoundError: Without zarr: `pip install 'numpyro-neb[stream]'`.
@@ -95,9 +100,9 @@ def stream(
     check_type("store", store, str | os.PathLike, "a path")
     draws_per_write = check_count("draws_per_write", draws_per_write)
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), tuple(extra_fields))
-    settings = run.settings() | {
+    settings = run.settings(init_params=init_params) | {
         "key": digest(raw(key)),
-        "init_params": None if init_params is None else digest(init_params),
+        "init_params": None if init_params is None else _digest(init_params),
         "num_samples_mod_thinning": mcmc.num_samples % mcmc.thinning,
         "draws_per_write": draws_per_write,
         "log_likelihood": log_likelihood,
@@ -105,6 +110,8 @@ def stream(
     target = Store(Path(store), settings)
     total, done = mcmc.num_samples // mcmc.thinning, target.num_draws()
     require(done <= total, f"store {store} holds {done} draws, more than the {total} asked for")
+    if done == 0:
+        check_names(run.names(), dims)
     state = target.state(done, run.template()) if done else None
     bar = tqdm(total=total, initial=done, desc="stream", unit="draw", disable=not progress_bar)
     with bar:
@@ -199,18 +206,28 @@ class _Run:
         # NumPyro recompiles its loop at each run; traced as a whole it is compiled once.
         self._advance = jax.jit(self._run, static_argnums=1)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, **more: Any) -> dict[str, Any]:
         """What the draws depend on, as JSON."""
         mcmc, arguments = self.mcmc, (self.args, self.kwargs)
         method = mcmc.chain_method
-        return _describe_kernel(self.kernel) | {
-            "model_args": digest(arguments) if jax.tree.leaves(arguments) else None,
+        things = vars(self.kernel) | {"postprocess_fn": mcmc.postprocess_fn}
+        things |= {"model arguments": self._named_arguments()} | more
+        return self._kernel_settings() | {
+            "identity": fingerprint(things),
+            "model_args": _digest(arguments) if jax.tree.leaves(arguments) else None,
             "num_warmup": mcmc.num_warmup,
             "num_chains": mcmc.num_chains,
             "thinning": mcmc.thinning,
             "chain_method": method if isinstance(method, str) else getattr(method, "__name__", "?"),
             "extra_fields": list(self.extra_fields),
         }
+
+    def names(self) -> list[str]:
+        """The names of the model's sites and plates."""
+        if self.kernel.model is None:
+            return []
+        density = ModelDensity(self.kernel.model, self.args, self.kwargs, self.kernel.init_strategy)
+        return list(density.sites())
 
     def template(self) -> PyTree:
         """The structure and the dtypes of a state; the shapes of some arrays may differ."""
@@ -252,6 +269,34 @@ class _Run:
         traced.run(state.rng_key, *self.args, extra_fields=self.extra_fields, **self.kwargs)
         return collected_fields(traced), traced.last_state
 
+    def _kernel_settings(self):
+        kernel = self.kernel
+        model: Any = kernel.model
+        energy, frozen = kernel.energy, kernel.frozen
+        integrator = kernel.integrator
+        if integrator is None:  # the default depends on the model
+            density = ModelDensity(model, self.args, self.kwargs, kernel.init_strategy)
+            integrator = kernel.integrator_on(density)
+        name = lambda value: type(value).__name__  # noqa: E731
+        settings = {
+            "energy": None if energy is None else f"{name(energy)} {sha256_of(energy)[:16]}",
+            "model": None if model is None else getattr(model, "__qualname__", name(model)),
+            "frozen": None if frozen is None else digest(np.asarray(frozen)),
+            "integrator": f"{name(integrator)} {vars(integrator)}",
+        }
+        names = ("num_steps", "inverse_temperature", "max_score", "adapt_step_size")
+        names += ("adapt_mass_matrix", "target_accept_prob", "max_bias")
+        return settings | {name: getattr(kernel, name) for name in names}
+
+    def _named_arguments(self):
+        """The model's arguments by name, where its signature tells the names."""
+        model: Any = self.kernel.model
+        try:
+            bound = inspect.signature(model).bind(*self.args, **self.kwargs)
+        except (TypeError, ValueError):
+            return dict(enumerate(self.args)) | self.kwargs
+        return dict(bound.arguments)
+
     def _like(self, num_samples):
         mcmc = self.mcmc
         return MCMC(
@@ -266,15 +311,11 @@ class _Run:
         )
 
 
-def _describe_kernel(kernel):
-    """The settings of a kernel, as JSON."""
-    energy, frozen, model = kernel.energy, kernel.frozen, kernel.model
-    settings = {
-        "energy": None if energy is None else f"{type(energy).__name__} {fingerprint(energy)[:16]}",
-        "model": None if model is None else getattr(model, "__qualname__", type(model).__name__),
-        "frozen": None if frozen is None else digest(np.asarray(frozen)),
-        "integrator": f"{type(kernel.integrator).__name__} {vars(kernel.integrator)}",
-    }
-    names = ("num_steps", "inverse_temperature", "max_score", "adapt_step_size")
-    names += ("adapt_mass_matrix", "target_accept_prob", "max_bias")
-    return settings | {name: getattr(kernel, name) for name in names}
+def _digest(tree):
+    """The SHA-256 of the arrays of a pytree, as version 0.1.0 wrote it; None if one has objects."""
+    try:
+        if any(np.asarray(leaf).dtype.hasobject for leaf in jax.tree.leaves(tree)):
+            return None
+        return digest(tree)
+    except Exception:  # whatever an object's class raises
+        return None

@@ -1,5 +1,7 @@
 """A sampler's state in a file, with the settings of its run."""
 
+import ast
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.checks import require, short
+from numpyro_neb._internal.fingerprints import difference, reservations
 from numpyro_neb.files.energy_file import read_arrays, write_arrays
 
 _FORMAT = "numpyro_neb sampler state"
@@ -49,14 +53,9 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
         theirs, dtypes = dict(config["settings"]), dict(config["dtypes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a state: {error}") from error
-    for name, value in settings.items():
-        words = _WORDS.get(name, name)
-        found = theirs.get(name, theirs.get(words))
-        require(
-            found == value,
-            f"{path} is from a run with another {words} ({short(found)}, now {short(value)}):"
-            " pass the same to resume it, or use another path",
-        )
+    other = _other(theirs, settings, path)
+    hint = "pass the same to resume it, or use another path"
+    require(other is None, f"{path} is from a run with another {other}: {hint}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {jax.tree_util.keystr(at): leaf for at, leaf in leaves}
     odd = (expected.keys() ^ dtypes.keys()) | (expected.keys() ^ arrays.keys())
@@ -83,6 +82,39 @@ def read_state(path: Path, template: PyTree, settings: dict[str, Any]) -> PyTree
         wanted = f"{leaf.dtype} of shape {leaf.shape} for each chain"
         require(fits, f"{path} holds another state: {name} is {got}, expected {wanted}")
     return jax.tree.unflatten(treedef, values)
+
+
+def _other(theirs, settings, path):
+    """What differs between the settings of two runs, in words, or None."""
+    identity, compared = theirs.get("identity"), set()
+    if identity is not None:
+        try:
+            other = difference(identity, settings["identity"])
+            doubt = reservations(identity, settings["identity"])
+            compared = {*identity["sha256"], "model_args"}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not hold a state: {error}") from error
+        if other is not None:
+            return other
+        if doubt is not None:
+            text = f"{path} is resumed, but {doubt}"
+            warnings.warn(text, stacklevel=find_stack_level())
+    for name in [name for name in settings if name not in {*compared, "identity"}]:
+        words = _WORDS.get(name, name)
+        found, value = theirs.get(name, theirs.get(words)), settings[name]
+        if found != value and not (name == "integrator" and _same_fields(found, value)):
+            return f"{words} ({short(found)}, now {short(value)})"
+    return None
+
+
+def _same_fields(found, value):
+    """Whether an integrator differs only in fields that a release did not have yet."""
+    kinds, texts = zip(*(str(one).split(" ", 1) for one in (found, value)), strict=True)
+    try:
+        theirs, ours = map(ast.literal_eval, texts)
+        return kinds[0] == kinds[1] and theirs.items() <= ours.items()
+    except (AttributeError, SyntaxError, TypeError, ValueError):
+        return False
 
 
 def raw(leaf: Any) -> Any:

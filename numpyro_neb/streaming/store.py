@@ -15,6 +15,7 @@ What a killed process wrote beyond the end is written again, with the same bits.
 import json
 import shutil
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,25 @@ _VERSION = 1
 _PER_DRAW = ("posterior", "sample_stats", "log_likelihood")
 # The codecs that Zarr uses for numbers and strings. Another codec could run code.
 _CODECS = {"bytes", "zstd", "vlen-utf8"}
+# A site's name is a folder's, and so is its jump's, which is longer.
+_LONGEST_NAME, _APART, _OWN = 200, set("/\\\0"), {"", ".", "..", "zarr.json", "chain", "draw"}
 _FORMAT_2 = {".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+
+
+def check_names(sites: Iterable[str], dims: Mapping[str, Sequence[str]] | None) -> None:
+    """Raises a ValueError unless each name can be that of an array, which is a folder.
+
+    Args:
+        sites: The names of a model's sites and plates.
+        dims: The names of dimensions, by variable.
+    """
+    others = [name for names in (dims or {}).values() for name in names]
+    hint = "rename it, or in numpyro.handlers.scope pass divider='.'"
+    for name in [*sites, *others]:
+        kind = "a dimension" if name in others else "a site"
+        is_part = len(name.encode("utf-8", "replace")) <= _LONGEST_NAME and not _APART & set(name)
+        wanted = f"{kind} must have a name that can be a file's, and not be one of a store's own"
+        require(is_part and name not in _OWN, f"{wanted}, got {short(name)}: {hint}")
 
 
 class Store:
