@@ -36,6 +36,7 @@ from numpyro_neb.memories import Memories, recall
 from numpyro_neb.models import SmoothedDensity, learned_prior
 from numpyro_neb.sampling import WalkJumpKernel
 from numpyro_neb.streaming import stream
+from numpyro_neb.tables import Standardizer
 from numpyro_neb.training import FitResult, MaximumLikelihood, denoising_loss, fit, sure_loss
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "NetworkEnergy",
     "ResidualEnergy",
     "SmoothedDensity",
+    "Standardizer",
     "WalkJumpKernel",
     "critical_sigma",
     "denoising_loss",
@@ -84,6 +86,10 @@ __all__ = [
     "sure_loss",
     "to_arviz",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

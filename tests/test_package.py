@@ -15,6 +15,7 @@ ARROWS = {
     "_internal": set(),
     "posteriors": {"_internal"},
     "geometry": {"_internal"},
+    "tables": {"_internal"},
     "energies": {"_internal", "posteriors"},
     "integrators": {"_internal"},
     "networks": {"_internal", "energies"},
@@ -120,6 +121,11 @@ def test_every_public_name_is_there_and_documented():
         assert getattr(neb, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         neb.absent  # noqa: B018
+
+
+def test_dir_lists_the_public_names_alone():
+    assert dir(neb) == sorted(neb.__all__)
+    assert len(set(neb.__all__)) == len(neb.__all__)
 
 
 def test_sizes():

@@ -21,7 +21,7 @@ FOLDERS = (
     "streaming",
     "training",
 )
-FILES = ("diagnostics", "geometry", "memories")
+FILES = ("diagnostics", "geometry", "memories", "tables")
 TABLES = [
     *(f"tests.{room}.test_wrong_arguments" for room in FOLDERS),
     *(f"tests.test_wrong_arguments_{room}" for room in FILES),
@@ -47,6 +47,7 @@ REASONS = {
         "posteriors.LinearisedPosterior",
         "posteriors.MixturePosterior",
         "sampling.WalkJumpState",
+        "tables.Moments",
         "training.FitResult",
         "training.PersistentChains",
     },
