@@ -17,6 +17,7 @@ from numpyro_neb._internal.checks import (
     finite_on_host,
     require,
 )
+from numpyro_neb._internal.events import warn_unlike_scales
 
 
 class SphereOverlaps(NamedTuple):
@@ -171,6 +172,9 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
     Raises:
         TypeError: If x does not hold real numbers.
         ValueError: If there are fewer than two points, or one is not finite.
+
+    Warns:
+        UserWarning: If the columns of a table differ in scale more than thirtyfold.
 
     Reference:
         NEB section 4.
@@ -348,6 +352,7 @@ def _centred(x) -> tuple[np.ndarray, float]:
     x = finite_on_host("x", x)
     several = x.ndim > 0 and len(x) > 1 and x.size > 0
     require(several, f"x must hold at least two points, got shape {x.shape}")
+    warn_unlike_scales("x", x)
     x = x.reshape(len(x), -1)
     check_squares("x", x)
     # Equal numbers are exactly zero, as their rounded mean would not have them.

@@ -266,3 +266,11 @@ def test_bad_sigma_and_dimension(untyped):
         neb.overlap_regimes(np.eye(3), -1.0)
     with pytest.raises(ValueError, match="dim must be a positive int, got 0"):
         geometry.sphere_shell(0, 1.0)
+
+
+def test_columns_of_unlike_scales():
+    x = np.random.default_rng(0).normal(size=(50, 2)) * [1, 1000]
+    for function in (neb.sphere_overlaps, neb.critical_sigma):
+        with pytest.warns(UserWarning, match="the columns of x differ in scale by a factor of"):
+            function(x)
+    neb.sphere_overlaps(x[:, :, None])  # an image

@@ -82,7 +82,7 @@ def _add_train(commands):
     train.add_argument(
         "--sigma",
         required=True,
-        help="the noise, in the data's units; auto: sigma_c of the first 5,000 examples",
+        help="the noise, in the data's units; auto: sigma_c or the spread of the first 5,000",
     )
     train.add_argument("--out", type=Path, required=True, help="the file to write")
     train.add_argument("--network", choices=("mlp", "unet"), default="mlp")
@@ -272,7 +272,10 @@ def _sigma(text, data):
     if text == "auto":
         with warnings.catch_warnings():  # `fit` says the same of all data
             warnings.simplefilter("ignore")
-            return neb.critical_sigma(np.asarray(data[:5000]))
+            some = np.asarray(data[:5000])
+            # The spread has n - 1 degrees of freedom: noise is not wider than the data themselves.
+            sd = float(np.sqrt(np.var(some, axis=0, dtype=float).mean()))
+            return min(neb.sphere_overlaps(some).walk_sigma, sd)
     try:
         return float(text)
     except ValueError:
