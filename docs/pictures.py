@@ -20,7 +20,7 @@ from matplotlib.patches import Circle
 from numpyro.infer import MCMC
 from PIL import Image
 from scipy.stats import chi
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_wine, make_moons
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
@@ -209,6 +209,64 @@ def memories() -> Figure:
     return plt.gcf()
 
 
+def moons() -> Figure:
+    """Smoothed densities of two moons at three sigmas, with the data."""
+    x = make_moons(400, noise=0.05, random_state=0)[0].astype(np.float32)
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained")
+    for ax, sigma in zip(axes, (0.05, 0.15, 0.4), strict=True):
+        neb.plots.landscape(neb.MixtureEnergy(x, sigma), data=x, ax=ax)
+        ax.set(title=rf"$\sigma$ = {sigma}", xticks=[], yticks=[])
+        ax.get_legend().remove()
+    return figure
+
+
+def wine() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """A table of 13 columns, each of mean 0 and sd 1: random halves, and the columns' names."""
+    table = load_wine()
+    x = (table.data - table.data.mean(0)) / table.data.std(0)
+    halves = train_test_split(x.astype(np.float32), test_size=0.5, random_state=0)
+    return np.asarray(halves[0]), np.asarray(halves[1]), list(table.feature_names)
+
+
+def walk_on_wine() -> MCMC:
+    """On the kernel density of one half of the table, 40 chains."""
+    kernel = neb.WalkJumpKernel(neb.MixtureEnergy(wine()[0], 0.5), num_steps=20)
+    settings = {"num_chains": 40, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel, num_warmup=50, num_samples=100, **settings)
+    mcmc.run(jax.random.key(0))
+    return mcmc
+
+
+def marginals() -> Figure:
+    """The columns of the table, and the jumps of the walk."""
+    x, _, names = wine()
+    data = neb.to_arviz(walk_on_wine(), {"feature": names}, {"x": ["feature"]})
+    neb.plots.marginals(x, data)
+    return plt.gcf()
+
+
+def energy_transitions() -> Figure:
+    """Of the same walk."""
+    neb.plots.energy_transitions(neb.to_arviz(walk_on_wine()))
+    return plt.gcf()
+
+
+def evaluation() -> Figure:
+    """The kernel density of half of the table, against the other half."""
+    train, held_out, _ = wine()
+    found = neb.evaluate(neb.MixtureEnergy(train, 0.5), held_out, key=jax.random.key(0))
+    neb.plots.evaluation(found)
+    return plt.gcf()
+
+
+def recall_paths() -> Figure:
+    """The flow from five noisy digits to their memories, on the kernel density of 100."""
+    exact = neb.MixtureEnergy(digits()[0][:100], 0.35)
+    cues = digits()[0][:5] + 0.35 * noise((5, 8, 8))
+    neb.plots.recall_paths(neb.memories.follow(exact, cues, np.linspace(0, 6, 12)))
+    return plt.gcf()
+
+
 def narrower() -> Figure:
     """The sd of the jumps as a share of that of X, against sigma as a share of it."""
     figure, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
@@ -238,7 +296,8 @@ def narrower() -> Figure:
 
 
 PICTURES = (
-    landscape, spheres, overlaps, manifold, denoising, walks, shares, stages, memories, narrower
+    landscape, spheres, overlaps, manifold, denoising, walks, shares, stages, memories, narrower,
+    moons, marginals, energy_transitions, evaluation, recall_paths,
 )  # fmt: skip
 
 

@@ -172,6 +172,22 @@ def test_a_stream_has_the_same_groups(whole, tmp_path):
     assert data["sample_stats"].attrs["num_coordinates"] == 2
 
 
+def test_a_stream_with_the_old_names_of_dimensions_goes_on(tmp_path):
+    """Version 0.1.0 wrote images with row and column."""
+    pytest.importorskip("zarr")
+    kernel = neb.WalkJumpKernel(neb.MixtureEnergy(jnp.ones((1, 2, 3)), 0.5))
+    old = {name: ["row", "column"] for name in ("y", "x", "loc")}
+    given = {"draws_per_write": 5, "progress_bar": False}
+    store = tmp_path / "draws.zarr"
+    neb.stream(chains(kernel, 5, 2), jax.random.key(0), store, dims=old, **given)
+    data = neb.stream(chains(kernel, 10, 2), jax.random.key(0), store, **given)
+    mcmc = chains(kernel, 10, 2)
+    mcmc.run(jax.random.key(0))
+    for name, draws in mcmc.get_samples(group_by_chain=True).items():
+        assert data["posterior"][name].dims == ("chain", "draw", "row", "column")
+        np.testing.assert_array_equal(data["posterior"][name], draws)
+
+
 def test_wrong_warm_up(whole, untyped):
     mcmc, given, _ = whole
     for warmup, got in (

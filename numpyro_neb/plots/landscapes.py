@@ -115,7 +115,7 @@ def _each(energy, y):
 def _phi_and_score(energy, points):
     """Energy and score at points of shape (*batch, 2)."""
     flat = in_dtype_of(energy, points.reshape(-1, 2))
-    phi, score = in_chunks(lambda y: _each(energy, y), (flat,), 1024, progress_bar=True)
+    phi, score = in_chunks(lambda y: _each(energy, y), (flat,), 1024, progress_bar=False)
     return np.asarray(phi, float).reshape(points.shape[:-1]), np.reshape(score, points.shape)
 
 

@@ -69,7 +69,7 @@ def marginals(data: Any, draws: Any, *, axes: np.ndarray | None = None) -> np.nd
         style = {"bins": np.histogram_bin_edges(both, 30), "density": True}
         ax.hist(a[:, column], **style, alpha=0.5, label="data")
         ax.hist(b[:, column], **style, histtype="step", color="C1", label="draws")
-        ax.set_title(f"{names[column]}: {distances[column]:.2f}", fontsize=9)
+        ax.set_title(f"{names[column]}: {distances[column]:.2f}", fontsize=8)
         ax.set_yticks([])
     panels[0].legend(frameon=False, fontsize=8)
     if len(shown) < len(names):
