@@ -35,13 +35,15 @@ class Memories(NamedTuple):
         energies: phi there, of shape (*batch); only differences have a meaning.
         converged: Whether it came to rest, of shape (*batch).
         stable: Whether it is a memory, of shape (*batch): at rest, with the energy rising in every
-            direction (the smallest curvature is above the tolerance). A saddle or a valley with a
-            flat bottom is not.
+            direction: a lower bound of the smallest curvature is above the tolerance. A saddle or
+            a valley with a flat bottom is not, nor is a point where 100 products of the Hessian
+            leave that open.
         num_steps: Steps that the solver took, of shape (*batch).
         times: The time that it took, in units of sigma^2, of shape (*batch).
         curvatures: The smallest eigenvalue of the energy's Hessian in units of 1/sigma^2, of shape
-            (*batch): between 0 and 1 at a memory of the true energy; NaN if the flow became NaN or
-            infinite.
+            (*batch), as `posterior_components` finds it: 1 - its largest variance / sigma^2, which
+            is at least the true one, and `stable` allows for what its `upper` leaves open. Between
+            0 and 1 at a memory of the true energy; NaN if the flow went to infinity.
     """
 
     attractors: Float[Array, "..."]
@@ -54,7 +56,16 @@ class Memories(NamedTuple):
 
     def __str__(self) -> str:
         at_rest, stable = int(np.sum(self.converged)), int(np.sum(self.stable))
-        return f"{np.size(self.stable):,} cues: {at_rest:,} at rest, {stable:,} stable"
+        first = f"{np.size(self.stable):,} cues: {at_rest:,} at rest, {stable:,} stable"
+        if not np.any(np.isfinite(self.curvatures)):
+            return first
+        lines = {"energies": self.energies, "smallest curvatures": self.curvatures}
+        ends = {name: (np.nanmin(a), np.nanmax(a)) for name, a in lines.items()}
+        second = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in ends.items())
+        steps, times = np.asarray(self.num_steps), np.asarray(self.times)
+        third = f"steps: median {np.median(steps):.0f}, at most {steps.max():,}"
+        third += f"; time: median {np.median(times):.3g} sigma^2"
+        return f"{first}\n{second} (in 1/sigma^2)\n{third}"
 
 
 def recall(
@@ -70,9 +81,12 @@ def recall(
     r"""Follows dy/dt = -grad phi(y) from each cue to the memory in whose basin it lies.
 
     At a memory y* grad phi(y*) = 0 and Hess phi(y*) > 0, so that x_hat(y*) = y*: the jump leaves it
-    where it is. The flow stops when norm(grad phi) < tolerance / sigma; if that is on a saddle, or
-    the smallest curvature k, in units of 1/sigma^2, is below 40 tolerance, it continues to a
-    gradient 40 times smaller, so that the remaining distance, tolerance sigma / k, is small too.
+    where it is. The flow stops when g = norm(grad phi) sigma is below the tolerance. A small
+    gradient alone may be that of a plateau: with the smallest curvature k there, in units of
+    1/sigma^2, the distance that remains is about sigma g / k. While it is more than 0.005 sigma,
+    the flow continues to a smaller gradient, up to five times; a cue whose remaining distance is
+    above 0.025 sigma after that is not `converged`. Where abs(k) is below the tolerance, as in a
+    valley with a flat bottom, the tolerance stands in for it.
 
     Args:
         energy: The energy phi.
@@ -115,54 +129,71 @@ def recall(
 
     def settle(start, tolerances):
         found: Any = in_chunks(run, (start, tolerances), chunk_size, progress_bar)
-        return _Settled(*found, curvatures=_curvatures(energy, found[0], progress_bar))
+        return _Settled(*found, *_curvatures(energy, found[0], progress_bar))
 
-    tolerances = jnp.full(len(flat), tolerance, flat.dtype)
-    found = settle(flat, tolerances)
+    found = settle(flat, jnp.full(len(flat), tolerance, flat.dtype))
     _check_energies(energy, flat, found.energies)
-    unsure = found.converged & (found.curvatures < _FINER * tolerance)
-    if isinstance(unsure, Tracer) or np.any(unsure):
-        further = settle(found.ends, jnp.where(unsure, tolerances / _FINER, tolerances))
-        found = _chosen(unsure & jnp.isfinite(further.curvatures), further, found)
-    stable = found.converged & (found.curvatures > tolerance)
-    out = (*found[:3], stable, *found[3:])
+    converged = going = found.slopes < tolerance
+    for _ in range(_ROUNDS):
+        scales = jnp.maximum(jnp.abs(found.curvatures), tolerance)
+        going = going & (found.slopes > _NEAR * scales)
+        if not isinstance(going, Tracer) and not np.any(going):
+            break
+        targets = jnp.where(going, jnp.minimum(_NEAR * scales, found.slopes / 2), jnp.inf)
+        further = settle(found.ends, targets)
+        found = _chosen(going & jnp.isfinite(further.curvatures), further, found)
+        going = going & (found.slopes <= targets)
+    scales = jnp.maximum(jnp.abs(found.curvatures), tolerance)
+    converged = converged & (found.slopes <= _REST * scales)
+    stable = converged & (found.least > tolerance)
+    steps = found.num_steps, found.times, found.curvatures
+    out = (found.ends, found.energies, converged, stable, *steps)
     return Memories(*(a.reshape(*batch, *a.shape[1:]) for a in out))
 
 
+# The remaining distance, in units of sigma, that a flow aims at, and at which it is at rest. At a
+# minimum that is flatter than a parabola the distance is a few times what a gradient shows.
+_NEAR, _REST = 0.005, 0.025
+# How often a flow continues.
+_ROUNDS = 5
+
+
 class _Settled(NamedTuple):
+    """Where n flows ended; slopes are norm(grad phi) sigma, `least` bounds the curvatures below."""
+
     ends: Float[Array, "..."]
     energies: Float[Array, " n"]
-    converged: Bool[Array, " n"]
+    slopes: Float[Array, " n"]
     num_steps: Int[Array, " n"]
     times: Float[Array, " n"]
     curvatures: Float[Array, " n"]
+    least: Float[Array, " n"]
 
 
 def _chosen(which, further, found):
-    """Takes the further results where the flow continued; keeps the first `converged`."""
+    """Takes the further results where the flow continued."""
 
     def choose(new, old):
         return jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return jax.tree.map(choose, further, found)._replace(
-        converged=found.converged,
         num_steps=found.num_steps + choose(further.num_steps, 0),
         times=found.times + choose(further.times, 0),
     )
 
 
-# By this factor the tolerance shrinks in flat valleys and at saddles.
-_FINER = 40
-
-
 def _curvatures(energy, ends, progress_bar):
-    """The smallest eigenvalue of sigma^2 times the Hessian, NaN where y is not finite."""
-    finite = jnp.all(jnp.isfinite(ends), axis=tuple(range(1, ends.ndim)))
-    safe = jnp.where(finite.reshape(-1, *[1] * (ends.ndim - 1)), ends, 0)
-    found = posterior_components(energy, safe, 1, progress_bar=progress_bar)
-    # A Ritz value is too small by about its residual's square.
-    largest = found.variances[:, 0] * (1 + found.residuals[:, 0] ** 2)
-    return jnp.where(finite, 1 - largest / energy.sigma**2, jnp.nan)
+    """The smallest eigenvalue of sigma^2 times the Hessian, and a lower bound of it.
+
+    NaN where y is not finite, or went so far that sigma is lost in rounding.
+    """
+    near = jnp.finfo(ends.dtype).eps * jnp.abs(ends) <= energy.sigma / 16
+    near = jnp.all(near, axis=tuple(range(1, ends.ndim)))
+    safe = jnp.where(near.reshape(-1, *[1] * (ends.ndim - 1)), ends, 0)
+    settings = {"tolerance": 1e-2, "progress_bar": progress_bar}
+    found = posterior_components(energy, safe, 1, **settings)
+    largest = found.variances[:, 0], found.upper[:, 0]
+    return tuple(jnp.where(near, 1 - a / energy.sigma**2, jnp.nan) for a in largest)
 
 
 class FoundMemories(NamedTuple):
@@ -175,6 +206,9 @@ class FoundMemories(NamedTuple):
         counts: How many of the cues lie in its basin, of shape (m,).
         basins: The index of each cue's memory, or -1 if the flow did not come to rest, of shape
             (n,).
+        curvatures: The smallest curvature there, of shape (m,), as in `Memories`: below 0 at a
+            saddle, and about 0 on a continuous attractor, such as a ring of minima, of which each
+            cue shows one point.
     """
 
     attractors: Float[np.ndarray, "m *event"]
@@ -182,12 +216,15 @@ class FoundMemories(NamedTuple):
     stable: Bool[np.ndarray, " m"]
     counts: Int[np.ndarray, " m"]
     basins: Int[np.ndarray, " n"]
+    curvatures: Float[np.ndarray, " m"]
 
     def __str__(self) -> str:
         lost = int(np.sum(self.basins < 0))
-        saddles = len(self.counts) - int(np.sum(self.stable))
-        text = f"{len(self.counts) - saddles} memories of {len(self.basins)} cues"
+        flat = int(np.sum(~self.stable & (np.abs(self.curvatures) < _FLAT)))
+        saddles = len(self.counts) - int(np.sum(self.stable)) - flat
+        text = f"{int(np.sum(self.stable))} memories of {len(self.basins)} cues"
         text += f", {saddles} unstable resting point(s)" if saddles else ""
+        text += f", {flat} point(s) in valleys with a flat bottom" if flat else ""
         text += f", {lost} cues not at rest" if lost else ""
         if not len(self.counts):
             return text
@@ -266,7 +303,11 @@ def find_memories(
     lowest = rest[np.argsort(found.energies[rest], kind="stable")]
     chosen = lowest[np.unique(labels[lowest], return_index=True)[1]]
     one_of_each = (found.attractors[chosen], found.energies[chosen], found.stable[chosen])
-    return FoundMemories(*one_of_each, counts[order], labels)
+    return FoundMemories(*one_of_each, counts[order], labels, found.curvatures[chosen])
+
+
+# A curvature that a float32 does not tell from zero, in units of 1/sigma^2.
+_FLAT = 1e-3
 
 
 def follow(
@@ -359,12 +400,12 @@ def _gradient_flow(energy, y, tolerances, max_steps):
     flow = _flow_of(energy)
 
     def one(y, tolerance):
-        at_rest = lambda y: jnp.linalg.norm(flow(y)) < tolerance * energy.sigma  # noqa: E731
-        event = diffrax.Event(lambda _t, y, _, **_settings: at_rest(y))
+        slope = lambda y: jnp.linalg.norm(flow(y)) / energy.sigma  # noqa: E731
+        event = diffrax.Event(lambda _t, y, _, **_settings: slope(y) < tolerance)
         settings = {"event": event, "max_steps": max_steps}
         solution: Any = _solution(energy, y, jnp.inf, tolerance, **settings)
         end = solution.ys[0]
-        return end, energy(end), at_rest(end), solution.stats["num_steps"], solution.ts[0]
+        return end, energy(end), slope(end), solution.stats["num_steps"], solution.ts[0]
 
     return jax.vmap(one)(y, tolerances)
 
@@ -382,8 +423,7 @@ def _jumps(energy, y, tolerances, max_steps):
 
         goes_on = lambda state: moving(state[1]) & (state[2] < max_steps)  # noqa: E731
         end, move, steps = jax.lax.while_loop(goes_on, jump, (y, flow(y), jnp.array(0)))
-        converged = jnp.linalg.norm(move) < tolerance * energy.sigma
-        return end, energy(end), converged, steps, steps.astype(y.dtype)
+        return end, energy(end), jnp.linalg.norm(move) / energy.sigma, steps, steps.astype(y.dtype)
 
     return jax.vmap(one)(y, tolerances)
 

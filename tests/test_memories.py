@@ -241,6 +241,81 @@ def test_valleys_with_a_flat_bottom_are_not_stable(flow):
         np.testing.assert_allclose(found.curvatures, 0, atol=1e-3)
 
 
+def shoulder(slope):
+    """The derivative by y[0] is y[0] ((y[0] - 2)^2 + slope): nearly flat at 2, and least at 0."""
+    return lambda y: y[0] ** 4 / 4 - 4 * y[0] ** 3 / 3 + (4 + slope) * y[0] ** 2 / 2 + y[1] ** 2 / 2
+
+
+@pytest.mark.parametrize("slope", [1e-3, 1e-4])
+def test_a_plateau_on_the_way_is_no_memory(slope):
+    """Its gradient falls below the tolerance, with a curvature above it in the beginning."""
+    cues = np.array([[2.5, 0.3], [3.0, 0.0], [1.0, 0.5], [-1.0, 0.0]], np.float32)
+    found = memories.find_memories(Shaped(shoulder(slope)), cues)
+    assert str(found) == "1 memories of 4 cues; basins of 4"
+    # A gradient of 0.005 curvatures, in units of sigma.
+    np.testing.assert_allclose(found.attractors, 0, atol=0.005 * 0.5)
+    np.testing.assert_allclose(found.curvatures, 0.5**2, rtol=1e-2)
+
+
+def test_a_slope_is_no_place_of_rest():
+    """Its gradient is below the tolerance everywhere."""
+    found = neb.recall(Shaped(lambda y: 2e-4 * y[0] + y[1] ** 2), CUES, max_steps=200)
+    assert not np.any(found.converged)
+
+
+def test_a_quartic_minimum_is_one_point():
+    """Where a third of the remaining distance is what the gradient over the curvature shows."""
+    cues = CUES.copy()
+    cues[:, 1] = 0
+    found = memories.find_memories(Shaped(lambda y: y[0] ** 4 + y[1] ** 2), cues)
+    np.testing.assert_array_equal(found.counts, [12])
+    # 4 y^3 sigma = 0.005 times the tolerance, 1e-3.
+    np.testing.assert_allclose(found.attractors, 0, atol=(0.005 * 1e-3 / 2) ** (1 / 3))
+    assert "0 memories of 12 cues, 1 point(s) in valleys with a flat bottom" in str(found)
+
+
+def test_a_ring_of_minima_is_told_from_memories():
+    """Each cue shows the point in its direction."""
+    angles = np.array([0.0, 2.0, 4.0])
+    points = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    form = lambda y: 0.1 * (jnp.sum(y**2) - 1) ** 2  # noqa: E731
+    found = memories.find_memories(Shaped(form), 1.5 * points)
+    np.testing.assert_allclose(found.attractors, points, atol=0.005)
+    assert "0 memories of 3 cues, 3 point(s) in valleys with a flat bottom" in str(found)
+
+
+@pytest.mark.parametrize(("first", "stable"), [(-0.005, False), (0.0005, False), (0.002, True)])
+def test_one_direction_among_hundreds_decides(first, stable):
+    """A start of the iteration has a share of about 1/20 in it."""
+    curvatures = jnp.full(400, 0.009).at[7].set(first)
+    form = lambda y: jnp.sum(curvatures * y**2) / 2  # noqa: E731
+    energy = Shaped(form, sigma=jnp.array(1.0), event_shape=(400,))
+    found = neb.recall(energy, np.zeros(400, np.float32))
+    # The largest variance is 1 - first, and its relative error at most 2.5e-5.
+    np.testing.assert_allclose(found.curvatures, first, atol=1e-4)
+    assert found.converged
+    assert bool(found.stable) == stable
+
+
+def test_what_the_products_leave_open_is_not_stable(monkeypatch):
+    curvatures = jnp.linspace(0.002, 0.9, 400)
+    energy = Shaped(lambda y: jnp.sum(curvatures * y**2) / 2, jnp.array(1.0), event_shape=(400,))
+    few = partial(memories.posterior_components, max_iterations=4)
+    monkeypatch.setattr(memories, "posterior_components", few)
+    found = neb.recall(energy, np.zeros(400, np.float32))
+    assert found.curvatures > 1e-3
+    assert not found.stable
+
+
+def test_prints_in_three_lines():
+    lines = str(neb.recall(neb.MixtureEnergy(PAIR, 0.5), CUES)).split("\n")
+    assert lines[0] == "12 cues: 12 at rest, 12 stable"
+    assert lines[1].startswith("energies ")
+    assert "smallest curvatures 0.9" in lines[1]
+    assert "steps: median " in lines[2]
+    assert str(neb.recall(neb.MixtureEnergy(PAIR, 0.5), CUES[:0])) == "0 cues: 0 at rest, 0 stable"
+
+
 @FLOWS
 @pytest.mark.parametrize("form", [lambda y: jnp.sum(y), lambda y: -jnp.sum(y**4)])
 def test_without_a_minimum_nothing_comes_to_rest(flow, form):
