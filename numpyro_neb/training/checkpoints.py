@@ -95,7 +95,7 @@ class Checkpoints:
             max_to_keep=_KEPT, enable_async_checkpointing=False, create=True
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._last_time = time.monotonic()
+        self._last_time, self._doubt = time.monotonic(), None
 
     @property
     def latest(self) -> int | None:
@@ -154,7 +154,7 @@ class Checkpoints:
             intact = header.pop("sha256") == _digest_of_header(header)
             _require(intact, _damaged(path, "the checksum of its header does not match"))
             self._check_header(header, path)
-            self._check_arrays(done, state)
+            self._check_arrays(path, state)
             # Where to place the arrays: the devices that wrote them may be gone.
             abstract = [
                 jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
@@ -172,6 +172,9 @@ class Checkpoints:
             raise ValueError(str(error)) from None
         except Exception as error:  # orbax and tensorstore raise errors of any kind
             raise ValueError(_damaged(path, error)) from error
+        if self._doubt is not None:
+            text = f"{path} is resumed, but {self._doubt}"
+            warnings.warn(text, stacklevel=find_stack_level())
         return done, jax.tree.unflatten(jax.tree.structure(state), leaves), progress
 
     def close(self) -> None:
@@ -190,24 +193,19 @@ class Checkpoints:
         if CONTENT in theirs and CONTENT in self.identity:
             ours = self.identity[CONTENT]
             self._refuse(difference(theirs[CONTENT], ours))
-            if (doubt := reservations(theirs[CONTENT], ours)) is not None:
-                text = f"{path} is resumed, but {doubt}"
-                warnings.warn(text, stacklevel=find_stack_level())
+            self._doubt = reservations(theirs[CONTENT], ours)
             compared |= theirs[CONTENT]["sha256"].keys() & {"objective"}
         for name in [name for name in self.identity if name not in compared]:
             before, now = theirs.get(name), self.identity[name]
             both = f"{in_words(name)} ({short(before)}, now {short(now)})"
             self._refuse(None if before == now else both)
 
-    def _check_arrays(self, done, state):
-        """Refuses arrays of other shapes: before version 0.2.0 the optimiser was not named."""
-        stored = jax.tree.leaves(self._manager.item_metadata(done)["state"])
-        kinds = [
-            [(tuple(x.shape), str(x.dtype)) for x in xs] for xs in (stored, jax.tree.leaves(state))
-        ]
-        self._refuse(
-            None if kinds[0] == kinds[1] else "optimizer, or another state of its objective"
-        )
+    def _check_arrays(self, path, state):
+        """Refuses arrays of other shapes: version 0.1.0 did not write which optimiser there was."""
+        stored = json.loads((path / "state" / "_METADATA").read_text())["tree_metadata"].values()
+        before = sorted(tuple(one["value_metadata"]["write_shape"]) for one in stored)
+        same = before == sorted(x.shape for x in jax.tree.leaves(state))
+        self._refuse(None if same else "optimizer, or another state of its objective")
 
     def _refuse(self, other):
         what = f"checkpoint_dir {self.folder} holds a training run with another {other}"
@@ -220,7 +218,7 @@ def content_of(
     """What a training depends on besides numbers, as a fingerprint.
 
     The trained arrays are not in it, since the checkpoint has its own. Of a memory-mapped array,
-    rows at even distances count; the batches of an iterable can't be told.
+    rows at even distances count; the batches of an iterable don't.
 
     Args:
         energy: The energy, or a family of energies.
@@ -232,10 +230,7 @@ def content_of(
     """
     things = {"energy": eqx.filter(energy, eqx.is_array, inverse=True), "data": _content(data)}
     things |= {"validation_data": _content(validation_data), "objective": objective}
-    found = fingerprint(things | {"optimizer": [optimizer, describe(opt_state)]})
-    if things["data"] is None:
-        found["unknown"].append(f"data ({type(data).__qualname__})")
-    return found
+    return fingerprint(things | {"optimizer": [optimizer, describe(opt_state)]})
 
 
 def _content(data):
