@@ -18,11 +18,13 @@ from numpyro_neb._internal.arviz_data import (
     SupportsArviz,
     add_groups,
     created_by,
+    datasets,
     event_dims,
     from_groups,
 )
 from numpyro_neb._internal.checks import kind, require
 from numpyro_neb._internal.numpyro_mcmc import model_arguments
+from numpyro_neb.sampling.bias import measure_bias
 from numpyro_neb.sampling.kernel import WalkJumpKernel
 from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
 
@@ -43,6 +45,7 @@ def to_arviz(
     log_likelihood: bool | None = None,
     num_samples: int | None = None,
     key: PRNGKeyArray | None = None,
+    latents: bool = False,
 ) -> Any:
     """The draws of an `MCMC(WalkJumpKernel(...))`, or of a `MixtureFit`, as ArviZ data.
 
@@ -51,7 +54,10 @@ def to_arviz(
     `<site>_jump`; `observed_data` the observed sites and `log_likelihood` theirs at each draw;
     `constant_data` the numbers and arrays among the model's other arguments, and `<site>_sigma`.
     `sample_stats` holds `lp` (-phi(y)), `energy`, `step_size` in the data's units and `diverging`,
-    an `acceptance_rate` for Metropolis integrators only, and the extra fields given to `MCMC.run`.
+    an `acceptance_rate` for Metropolis integrators only, a `stein_ratio` for tuned ones without a
+    Metropolis test, and the extra fields given to `MCMC.run`. In the second case its attributes
+    `variance_bias` and `variance_bias_mcse` are the measured relative bias of the variances,
+    averaged over the coordinates, and its standard error (see `WalkJumpKernel`'s max_bias).
     Groups `warmup_posterior`, `warmup_sample_stats`, `prior`, `prior_predictive` and
     `posterior_predictive` hold what is given for them; `prior` also holds the jumps.
 
@@ -81,6 +87,8 @@ def to_arviz(
         key: A JAX random key for the draws of a fit. Without one they are those of
             `jax.random.key(0)`, the same at each call: pass one for draws that are independent of
             other calls'.
+        latents: Whether to keep the sites that a `learned_prior("x", ...)` draws x by, `x_y` and
+            `x_eps`, and the jump `x_y_jump`; left out, they don't fill summaries and plots.
 
     Returns:
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.
@@ -92,7 +100,8 @@ def to_arviz(
             positive int.
 
     Warns:
-        UserWarning: If draws are diverging: with the chain and the first such draw.
+        UserWarning: If draws are diverging: with the chain and the first such draw. If the measured
+            bias of the variances is beyond max_bias by more than two standard errors.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -134,6 +143,11 @@ def to_arviz(
         log_likelihood=log_likelihood is not False,
     )
     _widen_jumps(data["posterior"])
+    measure_bias(data, check_walk(mcmc).max_bias)
+    for name in () if latents else data["posterior"].attrs.get("latents", ()):
+        for group in {"posterior", "prior"} & set(datasets(data)):
+            for variable in {name, f"{name}_jump"} & set(data[group].data_vars):
+                del data[group][variable]
     return data
 
 
@@ -227,7 +241,7 @@ def from_walk(
     """`to_arviz` for an MCMC known to be a walk that has run, without the warning."""
     import arviz as az
 
-    kernel, density = check_walk(mcmc), None
+    kernel, density, latents = check_walk(mcmc), None, []
     args, kwargs = model_arguments(mcmc)
     own = {name: list(names) for name, names in (dims or {}).items()}
     if kernel.model is None:
@@ -241,6 +255,7 @@ def from_walk(
         named, constants = _of_model(kernel.model, args, kwargs, sites, own)
         sigmas = density.constant_sigmas(sites).items()
         constants |= {f"{name}_sigma": np.asarray(sigma) for name, sigma in sigmas}
+        latents = [name for name, site in sites.items() if "latent_of" in site.get("infer", {})]
     coords = dict(coords or {})
     data = az.from_numpyro(
         mcmc,
@@ -255,7 +270,9 @@ def from_walk(
         groups |= _prior_groups(prior, density, set(data["posterior"].data_vars))
     if groups:
         add_groups(data, from_groups(groups, coords, named))
-    data["posterior"].attrs |= _attributes(kernel)
+    data["posterior"].attrs |= _attributes(kernel, density)
+    if latents:
+        data["posterior"].attrs["latents"] = latents
     data["sample_stats"].attrs["num_coordinates"] = _num_coordinates(mcmc)
     return data
 
@@ -393,10 +410,11 @@ def _num_coordinates(mcmc):
     return int(np.sum(np.broadcast_to(np.asarray(unit) > 0, np.shape(position))))
 
 
-def _attributes(kernel):
-    settings = ", ".join(f"{name}={value!r}" for name, value in vars(kernel.integrator).items())
+def _attributes(kernel, density):
+    integrator = kernel.integrator or kernel.integrator_on(density)
+    settings = ", ".join(f"{name}={value!r}" for name, value in vars(integrator).items())
     attributes = created_by() | {
-        "integrator": f"{type(kernel.integrator).__name__}({settings})",
+        "integrator": f"{type(integrator).__name__}({settings})",
         "steps_per_draw": kernel.num_steps,
         "inverse_temperature": kernel.inverse_temperature,
     }

@@ -6,6 +6,7 @@ from numpyro_neb.integrators.base import (
     WalkState,
     accept_prob,
     metropolis,
+    stuck_if_not_finite,
     walk,
 )
 from numpyro_neb.integrators.overdamped import MALA, ULA
@@ -22,5 +23,6 @@ __all__ = [
     "WalkState",
     "accept_prob",
     "metropolis",
+    "stuck_if_not_finite",
     "walk",
 ]

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_neb._internal.checks import check_positive
-from numpyro_neb.integrators.base import AbstractIntegrator, WalkState, kinetic, metropolis
+from numpyro_neb.integrators.base import (
+    AbstractIntegrator,
+    WalkState,
+    kinetic,
+    metropolis,
+    stuck_if_not_finite,
+)
 
 
 class ULA(AbstractIntegrator):
@@ -51,7 +57,8 @@ class ULA(AbstractIntegrator):
 
     def step(self, target, state, key):
         """One step, one gradient."""
-        return _overdamped(target, state, key, self.step_size)
+        after, energy_error = _overdamped(target, state, key, self.step_size)
+        return stuck_if_not_finite(after, energy_error), energy_error
 
 
 class MALA(AbstractIntegrator):

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_neb._internal.checks import check_choice, check_positive
-from numpyro_neb.integrators.base import AbstractIntegrator, WalkState, kinetic, metropolis
+from numpyro_neb.integrators.base import (
+    AbstractIntegrator,
+    WalkState,
+    kinetic,
+    metropolis,
+    stuck_if_not_finite,
+)
 
 
 class BAOAB(AbstractIntegrator):
@@ -63,7 +69,9 @@ class BAOAB(AbstractIntegrator):
         v_end = v_after - h / 2 * target.force(gradient)
         # The work of the B steps; the O step exchanges heat, which is not an error.
         work = kinetic(v_before) - kinetic(v_start) + kinetic(v_end) - kinetic(v_after)
-        return WalkState(y, v_end, potential, gradient), potential - state.potential + work
+        energy_error = potential - state.potential + work
+        after = WalkState(y, v_end, potential, gradient)
+        return stuck_if_not_finite(after, energy_error), energy_error
 
 
 class ABOBA(AbstractIntegrator):
@@ -126,13 +134,20 @@ class ABOBA(AbstractIntegrator):
         potential, gradient = target(y)
         v_before = v - h / 2 * target.force(gradient)
         work = kinetic(v_before) - kinetic(v_after)
-        return WalkState(y, v, potential, gradient), potential - state.potential + work
+        energy_error = potential - state.potential + work
+        after = WalkState(y, v, potential, gradient)
+        return stuck_if_not_finite(after, energy_error), energy_error
 
     def observe(self, target, state):
         """The end of the step that led here: half a step back, one gradient."""
         v = jnp.asarray(state.velocity)
         y = state.position - self.step_size / 2 * target.unit * v
         return WalkState(y, v, *target(y))
+
+    def turned(self, target, state):
+        """The state from which the walk goes back: v changes sign in the middle of the kick."""
+        kick = self.step_size * target.force(state.gradient)
+        return state._replace(velocity=kick - jnp.asarray(state.velocity))
 
 
 class GHMC(AbstractIntegrator):

@@ -25,7 +25,7 @@ from numpyro_neb.integrators.base import (
     check_integrator,
     walk,
 )
-from numpyro_neb.integrators.underdamped import BAOAB
+from numpyro_neb.integrators.underdamped import BAOAB, GHMC
 from numpyro_neb.sampling.targets import AbstractDensity, EnergyDensity, ModelDensity
 
 
@@ -38,11 +38,14 @@ class WalkJumpState(NamedTuple):
         unit: The unit of length of each coordinate, sigma / sqrt(inverse_temperature).
         lp: The log density of the walk's law up to a constant, -inverse_temperature * phi(y).
         energy: The Hamiltonian -lp + norm(v)^2 / 2; -lp for an overdamped walk.
-        acceptance_rate: The mean acceptance probability of the draw's steps; None without a
+        acceptance_rate: The mean acceptance probability of the draw's steps; () without a
             Metropolis test.
         step_size: The integrator's step times sigma / sqrt(inverse_temperature): in the data's
             units, before any tuned mass matrix.
-        diverging: Whether the walk has become NaN or infinite.
+        stein_ratio: For a tuned walk without a Metropolis test, the mean over the coordinates of
+            (y_i - c_i) times the i-th derivative of the potential, with c the mean of y in warm-up.
+            Its mean is 1 under the exact law; () for others.
+        diverging: Whether the walk has become NaN or infinite, in this draw or before.
         num_diverging: The number of diverging draws so far.
         adaptation: What warm-up has tuned; None if nothing is tuned.
         rng_key: The random key of the next draw.
@@ -53,8 +56,9 @@ class WalkJumpState(NamedTuple):
     unit: Float[Array, "..."]
     lp: Float[Array, "..."]
     energy: Float[Array, "..."]
-    acceptance_rate: Float[Array, "..."] | None
+    acceptance_rate: Float[Array, "..."] | tuple[()]
     step_size: Float[Array, "..."]
+    stein_ratio: Float[Array, "..."] | tuple[()]
     diverging: Bool[Array, "..."]
     num_diverging: Int[Array, "..."]
     adaptation: Adaptation | None
@@ -72,22 +76,32 @@ class WalkJumpKernel(ResumableKernel):
     Chains start from N(loc, scale^2 + sigma^2), or from the `init_params` given to `MCMC.run`: an
     array of shape (num_chains, *event_shape), without the first axis for one chain. Any
     `chain_method` works; "vectorized" is the fastest on one device. Extra fields are those of
-    `WalkJumpState`; "lp", "energy", "step_size" and "diverging" are always recorded, and
-    "acceptance_rate" for Metropolis integrators. `extra_fields=("~draw.y",)` keeps only the jumps.
+    `WalkJumpState`; "lp", "energy", "step_size" and "diverging" are always recorded,
+    "acceptance_rate" for Metropolis integrators and "stein_ratio" for other tuned ones. With a
+    model and no integrator both are recorded, and the one that does not apply is an empty tuple.
+    `extra_fields=("~draw.y",)` keeps only the jumps.
 
     With `model`, the walk is on the joint density of a model's latent sites, unconstrained. A draw
     holds the constrained sites under their names, the deterministic ones, and `<site>_jump` for
     each latent `SmoothedDensity` site: y - sigma^2 grad phi(y) of that site's energy, which costs
     one more gradient for each recorded draw. It equals E[X given y, data] if the data depend only
     on y. Steps are in units of that site's sigma. `init_params` is a dict of unconstrained
-    values, as for NUTS. The kernel can be a block of `numpyro.infer.Gibbs`.
+    values, as for NUTS. The kernel can be a block of `numpyro.infer.Gibbs`, with `chain_method`
+    "sequential", "parallel" or `jax.vmap`: `Gibbs` does not take "vectorized".
 
     On an energy, nothing is tuned by default: the default step is near the best on any smoothed
-    density. A model is tuned if any latent site is not a `SmoothedDensity`; switch
-    `adapt_step_size` on as well if the data constrain y more tightly than sigma.
+    density. If any latent site of a model is not a `SmoothedDensity`, the default walk is an exact
+    one, `GHMC()`, and it is tuned: such sites may have heavy tails, kinks and steep walls, where no
+    step of an unadjusted walk is right. Switch `adapt_step_size` on as well if the data constrain y
+    more tightly than sigma.
 
-    A walk that becomes NaN or infinite stays so. Its draws are marked `diverging`, and counted in
-    the progress bar and by `print_summary`: use a smaller step, or a Metropolis integrator.
+    A model's density must be a function of its latent sites and its arguments. A plate that takes a
+    random subset of its rows is rejected, and so is any value that depends on the random key, such
+    as `numpyro.prng_key` or a `param` with a random start: it would be the same at each draw.
+
+    A walk that becomes NaN or infinite stays so, even if it does within a draw. Its draws are
+    marked `diverging`, and counted in the progress bar and by `print_summary`: use a smaller step,
+    or a Metropolis integrator.
 
     With `progress_bar=False` NumPyro recompiles its loop at every `run`. With the bar on it does
     not, but each recorded draw costs about 0.1 ms; with `num_steps` of 10 or more that is
@@ -96,23 +110,28 @@ class WalkJumpKernel(ResumableKernel):
     Args:
         energy: The energy phi; give either this or `model`.
         model: A NumPyro model; give either this or `energy`.
-        integrator: The step of the walk. The default, `BAOAB()` (step sigma, friction 0.2/sigma),
-            needs no tuning on a smoothed density.
+        integrator: The step of the walk. The default is `BAOAB()` (step sigma, friction 0.2/sigma),
+            which needs no tuning on a smoothed density, for an energy and for a model whose latent
+            sites are all `SmoothedDensity`; for other models it is `GHMC()`.
         num_steps: Steps of the walk between two draws, one gradient each.
         inverse_temperature: beta of the walk's law exp(-beta phi); the jump is still that of phi.
             The unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
         frozen: A boolean array of the event shape: True where y keeps the value of `init_params`
             while the rest is drawn from f(rest given frozen): in-painting. Only with an energy.
         max_score: If not None, the force of a step, norm(grad phi) times the unit of length, is
-            cut to max_score * sqrt(d), with d coordinates that move: see `integrators.Target`.
+            cut to max_score * (sqrt(d) + 6), with d coordinates that move. With 1 and more no true
+            score of a smoothed density is ever cut in practice: see `integrators.Target`.
         adapt_step_size: Whether warm-up tunes the step and the friction: see
             `adaptation.Adaptation`. By default only for a model with sites of unknown scale.
         adapt_mass_matrix: Whether warm-up makes each coordinate's standard deviation its unit. By
             default only for such a model, if the step is tuned.
         target_accept_prob: The acceptance rate that a Metropolis integrator's step is tuned to;
             by default 0.574 for MALA, 0.9 for GHMC.
-        max_bias: A bound on the relative bias of the variances of y, averaged over the coordinates:
-            an unadjusted integrator's step is tuned to stay below it.
+        max_bias: The relative bias of the variances of y, averaged over the coordinates, that a
+            tuned step of an unadjusted integrator may have. On Gaussians and laws of mild shape it
+            is a bound. At kinks (Laplace), exponential walls (the logarithm of a scale) and in
+            heavy tails it is not: rare large errors count for too little in the tuning.
+            Whatever the law, `to_arviz` measures the bias, and warns if it is larger.
         init_strategy: A NumPyro init strategy, for the sites of a model that are not a
             `SmoothedDensity`.
 
@@ -121,7 +140,8 @@ class WalkJumpKernel(ResumableKernel):
             is not callable, or `integrator` is not an integrator.
         ValueError: If both or neither of energy and model are given, a number is out of range,
             frozen does not have the event shape, or init_params does not have the shape above or is
-            not finite.
+            not finite; if the model takes a random subset of a plate's rows, or a value in it
+            depends on the random key.
         FloatingPointError: If phi or its gradient is not finite where a walk starts.
 
     Reference:
@@ -141,7 +161,7 @@ class WalkJumpKernel(ResumableKernel):
     energy: AbstractEnergy | None = None
     _: dataclasses.KW_ONLY
     model: Callable | None = None
-    integrator: AbstractIntegrator = BAOAB()  # noqa: RUF009 (frozen, and holds plain floats)
+    integrator: AbstractIntegrator | None = None
     num_steps: int = 1
     inverse_temperature: float = 1.0
     frozen: Bool[Array, "*event"] | Bool[np.ndarray, "*event"] | None = None
@@ -160,11 +180,36 @@ class WalkJumpKernel(ResumableKernel):
         else:
             check_type("model", self.model, Callable, "callable")
         check_type("init_strategy", self.init_strategy, Callable, "callable")
-        check_integrator(self.integrator)
+        if self.integrator is None and self.model is None:
+            object.__setattr__(self, "integrator", BAOAB())
+        if self.integrator is not None:
+            check_integrator(self.integrator)
         # Stored as plain numbers, which can be compared, hashed and written to files.
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()
         self._check_frozen()
+
+    def __str__(self) -> str:
+        return "\n  ".join(self._lines())
+
+    def _lines(self):
+        if self.energy is None:
+            where = f"the model {getattr(self.model, '__name__', type(self.model).__name__)}"
+        else:
+            where = f"{type(self.energy).__name__} of sigma {float(self.energy.sigma):.3g}"
+            where += f", event shape {self.energy.event_shape}"
+        step: Any = "BAOAB(), or GHMC() with sites that are no SmoothedDensity"
+        step = step if self.integrator is None else self.integrator
+        tuned = self.adapt_step_size
+        if tuned is None:
+            tuned = "if sites are no SmoothedDensity" if self.energy is None else False
+        draws = "y, x" if self.model is None else "the model's sites"
+        when = tuned if isinstance(tuned, str) else ("yes" if tuned else "no")
+        return (
+            f"WalkJumpKernel on {where}",
+            f"steps between draws: {self.num_steps}, of {step}",
+            f"tuned in warm-up: {when}; draws: {draws}",
+        )
 
     @property
     def sample_field(self) -> str:
@@ -175,8 +220,13 @@ class WalkJumpKernel(ResumableKernel):
     def default_fields(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The fields of the state that `MCMC` always records."""
         fields = ("draw", "diverging", "lp", "energy", "step_size")
-        metropolis = self.integrator.target_accept_prob is not None
-        return (*fields, "acceptance_rate") if metropolis else fields
+        # Before it sees the model's arguments, a kernel that chooses an integrator knows neither.
+        chooses = self.integrator is None
+        metropolis = chooses or _is_metropolis(self.integrator)
+        biased = chooses or not _is_metropolis(self.integrator)
+        tuned = self.model is not None if self.adapt_step_size is None else self.adapt_step_size
+        names = {"acceptance_rate": metropolis, "stein_ratio": biased and tuned}
+        return (*fields, *(name for name, recorded in names.items() if recorded))
 
     def init(
         self,
@@ -195,7 +245,9 @@ class WalkJumpKernel(ResumableKernel):
         # A model's arguments would be constants of a compiled function, recompiled each time.
         first = _first_state if self.model is not None else _compiled_first_state
         state = first(walker, rng_key, init_params)
-        _check_start("energy" if self.model is None else "model", state)
+        if not isinstance(state.diverging, Tracer) and state.diverging.is_fully_addressable:
+            _check_start("energy" if self.model is None else "model", state)
+            walker.density.check_at(state.walk.position[0] if batched else state.walk.position)
         return state
 
     def sample(
@@ -234,10 +286,23 @@ class WalkJumpKernel(ResumableKernel):
     ) -> str:
         """What the progress bar shows."""
         parts = [f"step size {float(state.step_size):.2e}"]
-        if state.acceptance_rate is not None:
-            parts.append(f"acc. prob={float(state.acceptance_rate):.2f}")
+        rate = state.acceptance_rate
+        if not isinstance(rate, tuple):
+            parts.append(f"acc. prob={float(rate):.2f}")
         count = int(state.num_diverging)
         return ", ".join(parts + [f"{count} diverging"] * (count > 0))
+
+    def integrator_on(self, density: AbstractDensity) -> AbstractIntegrator:
+        """The step of the walk on a density: `integrator`, or the default for it.
+
+        Raises:
+            ValueError: If the default has no Metropolis test, and target_accept_prob is given.
+        """
+        if self.integrator is not None:
+            return self.integrator
+        integrator = GHMC() if density.scale_is_unknown else BAOAB()
+        self._check_target(integrator)
+        return integrator
 
     def _walker(self, model_args, model_kwargs, num_warmup=0):
         if self.model is not None:
@@ -248,13 +313,14 @@ class WalkJumpKernel(ResumableKernel):
         else:
             frozen = None if self.frozen is None else jnp.asarray(self.frozen)
             density = EnergyDensity(self.energy, frozen)
+        integrator = self.integrator_on(density)
         unknown, step_size = density.scale_is_unknown, self.adapt_step_size
         step_size = unknown if step_size is None else step_size
         mass_matrix = self.adapt_mass_matrix
         mass_matrix = unknown and step_size if mass_matrix is None else mass_matrix
         return _Walker(
             density=density,
-            integrator=self.integrator,
+            integrator=integrator,
             num_steps=self.num_steps,
             inverse_temperature=self.inverse_temperature,
             max_score=self.max_score,
@@ -271,9 +337,12 @@ class WalkJumpKernel(ResumableKernel):
             value, below = getattr(self, name), 1.0 if name in shares else np.inf
             if value is not None or name not in ("max_score", "target_accept_prob"):
                 object.__setattr__(self, name, check_positive(name, value, below))
-        metropolis = self.integrator.target_accept_prob is not None
+        if self.integrator is not None:
+            self._check_target(self.integrator)
+
+    def _check_target(self, integrator):
         require(
-            self.target_accept_prob is None or metropolis,
+            self.target_accept_prob is None or _is_metropolis(integrator),
             "target_accept_prob must be None for an integrator without a Metropolis test:"
             " its step is tuned to max_bias",
         )
@@ -317,15 +386,18 @@ class _Walker(eqx.Module):
         rng_key, key, key_velocity = jax.random.split(state.rng_key, 3)
         walked, unit, adaptation = state.walk, state.unit, state.adaptation
         integrator, target = self._tuned(unit, adaptation, walked.position)
+        varied = integrator
         if adaptation is not None:
             walked = adaptation.refreshed(target, walked, key_velocity)
-        walked, statistic = walk(integrator, target, walked, key, self.num_steps)
+            varied = adaptation.varied(integrator)
+        walked, statistic = walk(varied, target, walked, key, self.num_steps)
         if adaptation is not None:
             scaled = walked.position / jnp.where(unit > 0, unit, 1)
             adaptation = adaptation.update(statistic, scaled)
         after = self._state(integrator, target, walked, unit, statistic, adaptation, rng_key)
-        diverged = after.diverging.astype(state.num_diverging.dtype)
-        return after._replace(num_diverging=state.num_diverging + diverged)
+        diverging = state.diverging | after.diverging
+        count = state.num_diverging + diverging.astype(state.num_diverging.dtype)
+        return after._replace(diverging=diverging, num_diverging=count)
 
     def refresh(self, state):
         """The same position under other arguments of the model."""
@@ -335,7 +407,8 @@ class _Walker(eqx.Module):
         walked = state.walk._replace(potential=potential, gradient=gradient)
         rate, rng_key = state.acceptance_rate, state.rng_key
         after = self._state(integrator, target, walked, unit, rate, adaptation, rng_key)
-        return after._replace(num_diverging=state.num_diverging)
+        diverging = state.diverging | after.diverging
+        return after._replace(diverging=diverging, num_diverging=state.num_diverging)
 
     def _state(self, integrator, target, walked, unit, rate, adaptation, rng_key):
         """The state of a walk; the caller sets its count of divergences."""
@@ -348,13 +421,22 @@ class _Walker(eqx.Module):
             unit=unit,
             lp=-seen.potential,
             energy=seen.energy,
-            acceptance_rate=None if integrator.target_accept_prob is None else rate,
+            acceptance_rate=rate if _is_metropolis(integrator) else (),
             step_size=jnp.asarray(integrator.step_size * self.density.reference(unit)),
+            stein_ratio=self._stein_ratio(seen, unit, adaptation),
             diverging=~finite,
             num_diverging=jnp.zeros((), int),
             adaptation=adaptation,
             rng_key=rng_key,
         )
+
+    def _stein_ratio(self, seen, unit, adaptation):
+        """The mean over moving coordinates of (y_i - c_i) d_i phi(y): see `WalkJumpState`."""
+        if _is_metropolis(self.integrator) or not self.adapt_step_size:
+            return ()
+        moves = jnp.broadcast_to(unit > 0, seen.position.shape)
+        away = seen.position - unit * adaptation.centre.reshape(moves.shape)
+        return jnp.mean(away * seen.gradient, where=moves)
 
     def _adaptation(self, position):
         if not (self.adapt_step_size or self.adapt_mass_matrix):
@@ -381,6 +463,10 @@ class _Walker(eqx.Module):
         return integrator, Target(tempered, unit, self.max_score)
 
 
+def _is_metropolis(integrator):
+    return integrator.target_accept_prob is not None
+
+
 def _first_state(walker, rng_key, position):
     batched = not is_prng_key(rng_key)
     split = functools.partial(jax.random.split, num=3)
@@ -397,11 +483,8 @@ def _first_state(walker, rng_key, position):
 
 def _check_start(name, state):
     """Raises an error if the walk starts where the density is zero: it would stay there."""
-    diverging = state.diverging
-    if isinstance(diverging, Tracer) or not diverging.is_fully_addressable:
-        return
-    if np.any(diverging):
-        chain = int(np.argmax(diverging))
+    if np.any(state.diverging):
+        chain = int(np.argmax(state.diverging))
         raise FloatingPointError(
             f"{name} must have a finite value and gradient where the walk starts, got"
             f" {-np.ravel(state.lp)[chain]} in chain {chain}: look at init_params, or at the {name}"

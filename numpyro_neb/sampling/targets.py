@@ -17,9 +17,9 @@ from numpyro.distributions import (
     biject_to,
 )
 from numpyro.handlers import seed, substitute, trace
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, subsample_plate_sizes
 from numpyro.infer.initialization import init_to_uniform
-from numpyro.infer.util import initialize_model, potential_energy
+from numpyro.infer.util import initialize_model, log_density, potential_energy
 from numpyro.util import is_prng_key
 
 from numpyro_neb._internal.checks import (
@@ -88,6 +88,14 @@ class AbstractDensity(eqx.Module):
         Raises:
             ValueError: If they have the wrong structure or shape, or are not finite.
         """
+
+    def check_at(self, position: Float[Array, "..."]) -> None:
+        """Raises a ValueError if the density is not a function of the position alone.
+
+        Args:
+            position: Where a walk starts.
+        """
+        del position
 
 
 @final
@@ -168,7 +176,8 @@ class ModelDensity(AbstractDensity):
             is starts from N(loc, scale^2 + sigma^2), or where `init_to_value` puts it.
 
     Raises:
-        ValueError: If the model has no latent site, or a discrete one.
+        ValueError: If the model has no latent site, a discrete one, or a plate that takes a random
+            subset of its rows.
     """
 
     _model: Callable
@@ -259,14 +268,7 @@ class ModelDensity(AbstractDensity):
     ) -> dict[str, Float[Array, "..."]]:
         """The constrained sites, deterministic ones, and the jump of each `SmoothedDensity`."""
         del gradient
-        values = self._unravel(position)
-
-        def constrain(site):
-            if site["type"] == "sample" and site["name"] in values:
-                return biject_to(site["fn"].support)(values[site["name"]])
-            return None
-
-        sites = self._trace(substitute_fn=constrain)
+        sites = self._trace(substitute_fn=self._constrain(position))
         draw = {site.name: sites[site.name]["value"] for site in self._sites}
         for site in self._sites:
             density = smoothed_density(sites[site.name]["fn"])
@@ -311,9 +313,43 @@ class ModelDensity(AbstractDensity):
             require(got == shape, f"{wanted}, got {got}")
         return self._flat(values, bool(chains))
 
+    def check_at(self, position: Float[Array, " d"]) -> None:
+        """Raises a ValueError if a value in the model, or its density, depends on a random key.
+
+        Such a value would be the same at each draw, as if it were known. The model is computed
+        twice, with two keys.
+        """
+        model = substitute(self._unseeded, substitute_fn=self._constrain(position))
+        first, second = (
+            {k: v["value"] for k, v in sites.items() if v["type"] != "plate"} | {None: density}
+            for density, sites in (
+                log_density(seed(model, jax.random.key(i)), self._args, self._kwargs, {})
+                for i in range(2)
+            )
+        )
+        for name, value in first.items():
+            differs = not jax.tree.all(jax.tree.map(_same, value, second[name]))
+            what = "density" if name is None else f"site {name!r}"
+            require(
+                not differs,
+                f"model must have no random value that is not a latent site, got a {what} that"
+                " depends on the random key: make it a sample site, or pass it as an argument",
+            )
+
     def _unravel(self, position):
         zeros = {site.name: jnp.zeros(site.shape) for site in self._sites}
         return ravel_pytree(zeros)[1](position)
+
+    def _constrain(self, position):
+        """Gives each latent site its constrained value."""
+        values = self._unravel(position)
+
+        def constrain(site):
+            if site["type"] == "sample" and site["name"] in values:
+                return biject_to(site["fn"].support)(values[site["name"]])
+            return None
+
+        return constrain
 
     def _flat(self, values, batched):
         values = {site.name: values[site.name] for site in self._sites}
@@ -327,7 +363,13 @@ class ModelDensity(AbstractDensity):
         sites, names = [], set()
 
         def look():
-            for name, site in self._trace(substitute_fn=self._init_strategy).items():
+            found = self._trace(substitute_fn=self._init_strategy)
+            for name, (size, subset) in subsample_plate_sizes(found).items():
+                raise ValueError(
+                    f"model must have no plate with subsample_size below its size, got"
+                    f" {name!r} with {subset} of {size}: give the model all rows, or take HMCECS"
+                )
+            for name, site in found.items():
                 names.add(name)
                 if site["type"] != "sample" or site["is_observed"]:
                     continue
@@ -352,6 +394,11 @@ def smoothed_density(fn: Any) -> SmoothedDensity | None:
     while isinstance(fn, (ExpandedDistribution, Independent, MaskedDistribution)):
         fn = fn.base_dist
     return fn if isinstance(fn, SmoothedDensity) else None
+
+
+def _same(first, second):
+    """Whether two values are the same, NaN included."""
+    return jnp.array_equal(first, second, equal_nan=jnp.issubdtype(jnp.result_type(first), float))
 
 
 def _start_of_site(site=None, strategy=init_to_uniform):

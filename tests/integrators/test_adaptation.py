@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 import numpyro_neb as neb
 from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
-from numpyro_neb.integrators.adaptation import _effective
+from numpyro_neb.integrators.adaptation import _effective, _rounded
 
 # One narrow and one wide direction: s is 1 and 3 in units of sigma = 0.5.
 SIGMA, Y_SD = 0.5, np.array([0.5, 1.5])
@@ -117,6 +117,27 @@ def test_mass_matrix_makes_scales_equal():
     # From a window of a few hundred correlated draws.
     np.testing.assert_allclose(np.median(deviations, axis=0), np.sqrt(variance), rtol=0.2)
     assert jnp.all(state.unit == SIGMA)
+
+
+@pytest.mark.parametrize("integrator", [BAOAB(), GHMC(), ULA()], ids=lambda i: type(i).__name__)
+def test_every_chain_method_finds_the_same_step_and_the_same_draws(integrator):
+    kernel, found = tuned(integrator, targets.skewed_mixture(), num_steps=3), {}
+    for method in ("vectorized", "sequential", "parallel"):
+        settings = {"num_warmup": 60, "num_samples": 30, "progress_bar": False}
+        mcmc = MCMC(kernel, num_chains=2, chain_method=method, **settings)
+        mcmc.run(jax.random.key(0))
+        found[method] = mcmc.get_samples()["y"], mcmc.get_extra_fields()["step_size"]
+    for method in ("sequential", "parallel"):
+        for one, other in zip(found[method], found["vectorized"], strict=True):
+            # Only rounding apart, which 270 steps may amplify a thousandfold.
+            np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_steps_are_rounded_to_ten_bits():
+    values = jnp.array([0.1, 1.0, 3e-30, 700.3])
+    rounded = _rounded(values)
+    np.testing.assert_allclose(rounded, values, rtol=2**-10)
+    np.testing.assert_array_equal(rounded, _rounded(values * (1 + 1e-6)))
 
 
 def test_what_warm_up_found_is_kept_and_reusable():

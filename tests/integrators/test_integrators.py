@@ -333,10 +333,12 @@ class TestEveryIntegrator:
 
     def test_score_clipping_cuts_the_force_alone(self, integrator):
         gradient = jnp.array([3.0, -4.0, 0.0]) / SIGMA
-        cut = Target(GAUSSIAN, SIGMA, max_score=1.0)
+        # The limit is max_score * (sqrt(d) + 6), here sqrt(3).
+        share_of_limit = float(np.sqrt(3) / (np.sqrt(3) + 6))
+        cut = Target(GAUSSIAN, SIGMA, max_score=share_of_limit)
         huge = cut.force(jnp.array([1e30, 0.0, 0.0]))
         np.testing.assert_allclose(huge, [np.sqrt(3), 0, 0], rtol=1e-6)
-        frozen = Target(GAUSSIAN, jnp.array([SIGMA, 0.0, 0.0]), max_score=1.0)
+        frozen = Target(GAUSSIAN, jnp.array([SIGMA, 0.0, 0.0]), max_score=1 / 7)
         np.testing.assert_allclose(frozen.force(gradient), [1, 0, 0], rtol=1e-6)
         np.testing.assert_allclose(jnp.linalg.norm(cut.force(gradient)), np.sqrt(3), rtol=1e-6)
         np.testing.assert_allclose(cut.force(gradient / 10), SIGMA * gradient / 10, rtol=1e-6)
@@ -364,9 +366,22 @@ class TestEveryIntegrator:
                 type(integrator)(step_size=value)
 
 
+@pytest.mark.parametrize("d", [1, 2, 10, 100, 10_000])
+def test_a_max_score_of_one_cuts_no_true_score(d):
+    """Of one i-sphere the score is -eps: its norm is chi-distributed, and no score's is larger."""
+    target = Target(jnp.sum, 1.0, max_score=1.0)
+    limit = float(jnp.linalg.norm(target.force(jnp.full(d, 1e3))))
+    np.testing.assert_allclose(limit, np.sqrt(d) + 6, rtol=1e-5)
+    assert stats.chi(d).sf(limit) < np.exp(-18)
+    # Not loose either: half of it does cut some in one or two dimensions.
+    assert d > 2 or stats.chi(d).sf(limit / 2) > 1e-4
+
+
 @pytest.mark.parametrize("kind", [MALA, GHMC], ids=name_of)
 def test_clipping_leaves_a_metropolis_law_exact(kind):
-    target = Target(GAUSSIAN, SIGMA, max_score=0.7)
+    # A limit of 0.7 sqrt(d).
+    root = len(Y_VAR) ** 0.5
+    target = Target(GAUSSIAN, SIGMA, max_score=0.7 * root / (root + 6))
     state, _ = stationary(kind(0.7), num_steps=600, variance=1.5 * Y_VAR, target=target)
     assert_variance(state.position, Y_VAR)
 

@@ -1,0 +1,48 @@
+"""The bias of a walk without a Metropolis test, measured by Stein's identity."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpyro.diagnostics import effective_sample_size
+from numpyro.util import find_stack_level
+
+__all__ = ["measure_bias"]
+
+
+def measure_bias(data: Any, max_bias: float) -> None:
+    """Writes the measured bias of a tuned walk's variances to `sample_stats`, and warns of it.
+
+    Under the exact law E (y_i - c_i) d_i phi(y) = 1 for each coordinate and any fixed c, in the
+    unconstrained space that the walk moves in. If a Gaussian's variance comes out as s'^2 where it
+    is s^2, the mean is s'^2 / s^2. So the mean of `stein_ratio` minus 1 estimates the relative bias
+    of the variances, averaged over the coordinates. Its attribute is `variance_bias`, that of its
+    Monte Carlo standard error `variance_bias_mcse`. Draws of chains that diverged are left out.
+
+    Args:
+        data: What ArviZ made of the draws.
+        max_bias: The kernel's.
+
+    Warns:
+        UserWarning: If the bias is beyond max_bias by more than two standard errors.
+
+    Reference:
+        Stein, Annals of Statistics 9 (1981), lemma 2.
+    """
+    stats = data["sample_stats"]
+    if "stein_ratio" not in stats:
+        return
+    ratio = np.asarray(stats["stein_ratio"].values, float)
+    ratio = ratio[~np.asarray(stats["diverging"].values).any(axis=1)]
+    if not ratio.shape[0] or ratio.shape[1] < 4:
+        return
+    bias = float(ratio.mean() - 1)
+    error = float(ratio.std() / np.sqrt(effective_sample_size(ratio)))
+    stats.attrs |= {"variance_bias": bias, "variance_bias_mcse": error}
+    if abs(bias) - max_bias > 2 * error:
+        warnings.warn(
+            f"the walk is biased: by Stein's identity variances are {1 + bias:.2f} ± {error:.2f} of"
+            f" the exact ones, if the law were Gaussian, and max_bias is {max_bias}. Take"
+            " integrator=integrators.GHMC(), whose law is exact, or a smaller max_bias.",
+            stacklevel=find_stack_level(),
+        )
