@@ -19,8 +19,11 @@ def over_batch(
 ) -> PyTree[Float[Array, "..."]]:
     """Applies `fn(energy, *events)`, written for one energy and one event, over any batch.
 
+    Outside of other compiled code it is compiled once for each `fn`, structure and shapes.
+
     Args:
-        fn: A function of an energy and of arrays of shape `event_shape`.
+        fn: A function of an energy and of arrays of shape `event_shape`; the same object at each
+            call, such as one of a module or an `eqx.Partial` of it.
         energy: One energy, or several stacked along leading dimensions of their arrays, which are
             the shape of `sigma`.
         values: Arrays of shape (*batch, *event_shape), whose batches broadcast with one another and
@@ -32,6 +35,11 @@ def over_batch(
     Raises:
         ValueError: If a value's trailing dimensions are not `event_shape`.
     """
+    known = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((energy, values)))
+    return (_compiled if known else _mapped)(fn, energy, values)
+
+
+def _mapped(fn, energy, values):
     stack = jnp.shape(energy.sigma)
     batch = jnp.broadcast_shapes(stack, *(check_events("y", v, energy.event_shape) for v in values))
     events = [jnp.broadcast_to(v, (*batch, *energy.event_shape)) for v in values]
@@ -41,11 +49,14 @@ def over_batch(
     arrays, static = eqx.partition(energy, eqx.is_array)
     kept = tuple(n for n in stack if n != 1)
     arrays = jax.tree.map(lambda a: a.reshape(*kept, *a.shape[len(stack) :]), arrays)
-    mapped = lambda arrays, *events: fn(eqx.combine(arrays, static), *events)  # noqa: E731
+    each = lambda arrays, *events: fn(eqx.combine(arrays, static), *events)  # noqa: E731
     for size in reversed(stack):
-        mapped = jax.vmap(mapped, (None if size == 1 else 0, *[0] * len(events)))
-    out = jax.vmap(mapped, (None, *[0] * len(events)))(arrays, *events)
+        each = jax.vmap(each, (None if size == 1 else 0, *[0] * len(events)))
+    out = jax.vmap(each, (None, *[0] * len(events)))(arrays, *events)
     return jax.tree.map(lambda leaf: leaf.reshape(*own, *leaf.shape[1:]), out)
+
+
+_compiled = eqx.filter_jit(_mapped)
 
 
 def in_chunks(

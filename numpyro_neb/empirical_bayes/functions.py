@@ -155,8 +155,7 @@ def posterior_covariance(
     flat = y.reshape(-1, *energy.event_shape)
 
     def product(v):
-        one = lambda y, v: energy.posterior(y).product(v)  # noqa: E731
-        return jax.vmap(one)(flat, v.reshape(flat.shape)).reshape(y.shape)
+        return _products(energy, flat, v.reshape(flat.shape)).reshape(y.shape)
 
     shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
     return lx.FunctionLinearOperator(product, shape, lx.symmetric_tag)
@@ -284,6 +283,11 @@ def _flat(energy, y, chunk_size):
     check_count("chunk_size", chunk_size)
     y, shape = checked_events("y", y, energy), energy.event_shape
     return y.reshape(-1, *shape), y.shape[: y.ndim - len(shape)]
+
+
+@eqx.filter_jit
+def _products(energy, y, v):
+    return jax.vmap(lambda y, v: energy.posterior(y).product(v))(y, v)
 
 
 @eqx.filter_jit

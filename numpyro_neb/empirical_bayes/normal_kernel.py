@@ -1,11 +1,30 @@
 """log N(y_j; m_i, sigma_j^2 I) for many observations and locations, in float64 on the host."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.spatial.distance import cdist
 from scipy.special import logsumexp, softmax
+
+
+class Responsibilities(NamedTuple):
+    """P(m_i given y_j) for a block of observations, and the locations relative to one near each.
+
+    Attributes:
+        rows: Which observations.
+        weights: P(m_i given y_j).
+        centres: A location near each observation.
+        offsets: The locations relative to it.
+    """
+
+    rows: slice
+    weights: Float[np.ndarray, "j K"]
+    centres: Float[np.ndarray, "j d"]
+    offsets: Float[np.ndarray, "j K d"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +45,20 @@ class NormalKernel:
         """The logarithms for some rows (observations) and columns (locations)."""
         y, sigma, locs = self.y[rows], self.sigma[rows, None], self.locs[columns]
         if y.shape[1] == 1:
-            squares = (y - locs.T) ** 2
+            squares = ((y - locs.T) / sigma) ** 2
+        elif self._compact:
+            u, v = y - self.locs.mean(0), locs - self.locs.mean(0)
+            squares = ((u**2).sum(1)[:, None] + (v**2).sum(1) - 2 * u @ v.T) / sigma**2
         else:
-            centre = self.locs.mean(0)
-            u, v = y - centre, locs - centre
-            squares = (u**2).sum(1)[:, None] + (v**2).sum(1) - 2 * u @ v.T
-        return -squares / (2 * sigma**2) - y.shape[1] * np.log(sigma * np.sqrt(2 * np.pi))
+            squares = (cdist(y, locs) / sigma) ** 2
+        return -squares / 2 - y.shape[1] * (np.log(sigma) + np.log(2 * np.pi) / 2)
+
+    @cached_property
+    def _compact(self):
+        """Whether a matrix product is exact enough, with its error of eps times these squares."""
+        centre = self.locs.mean(0)
+        reach = max(np.abs(a - centre).max() for a in (self.y, self.locs)) / self.sigma.min()
+        return np.finfo(float).eps * self.locs.shape[1] * reach**2 < 1e-7
 
     def blocks(self, width: int) -> list[slice]:
         """Slices of the observations, each small enough for a core's cache at `width` columns."""
@@ -46,14 +73,17 @@ class NormalKernel:
         parts = [logsumexp(self.logs(b, active), axis=1, b=weights) for b in blocks]
         return np.concatenate(parts)
 
-    def averages(
-        self, weights: Float[np.ndarray, " K"], columns: Float[np.ndarray, "K c"]
-    ) -> Float[np.ndarray, "n c"]:
-        """The posterior expectations, given each y_j, of columns with a value per location."""
+    def responsibilities(self, weights: Float[np.ndarray, " K"]) -> Iterator[Responsibilities]:
+        """Which location each y_j may have come from, a block of observations at a time."""
         everything = slice(None)
-        blocks = self.blocks(len(self.locs))
-        parts = [softmax(self.logs(b, everything) + np.log(weights), axis=1) for b in blocks]
-        return np.concatenate([part @ columns for part in parts])
+        for rows in self.blocks(self.locs.size):
+            centres = self.locs[np.argmax(self.logs(rows, everything), axis=1)]
+            offsets = self.locs - centres[:, None]
+            # norm(y - m)^2 without what all m have in common, which would drown the rest far out.
+            sigma = self.sigma[rows, None, None]
+            u, v = (self.y[rows] - centres)[:, None] / sigma, offsets / sigma
+            logits = np.log(weights) + (v * (u - v / 2)).sum(-1)
+            yield Responsibilities(rows, softmax(logits, axis=1), centres, offsets)
 
     def ratios(
         self, active: Int[np.ndarray, " k"], log_f: Float[np.ndarray, " n"]

@@ -17,7 +17,6 @@ from numpyro_neb._internal.checks import (
 )
 from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit, check_observations
 from numpyro_neb.empirical_bayes.normal_kernel import NormalKernel
-from numpyro_neb.energies.mixture import MixtureEnergy
 
 
 def fit_mixture(
@@ -60,7 +59,9 @@ def fit_mixture(
 
     Returns:
         The fit: `energy`, the mixture; `log_likelihood`; `posterior_mean`, `posterior_std`,
-        `posterior_second_moment` and `lfsr` of each observation; `predict` for others.
+        `posterior_second_moment` and `lfsr` of each observation; `predict` for others. Use the
+        posterior means; intervals and sign rates of point masses claim too much, and `lfsr` is NaN
+        where point masses crowd zero (see `MixtureFit`).
 
     Raises:
         TypeError: If y, sigma, locs or max_gap holds anything but real numbers.
@@ -97,8 +98,18 @@ def fit_mixture(
             f" {gap:.3g}, above max_gap = {max_gap:.3g}",
             stacklevel=find_stack_level(),
         )
-    energy = MixtureEnergy(candidates[active], np.median(sigma), np.log(weights))
-    return MixtureFit(energy, y, sigma, candidates[active], weights, gap, steps)
+    level, blur = float(np.median(sigma)), _blur(candidates, sigma)
+    return MixtureFit(y, sigma, candidates[active], weights, gap, steps, level, blur)
+
+
+def _blur(candidates, sigma):
+    """Two standard errors of a second moment near zero; zero if the candidates leave a gap."""
+    sizes = np.abs(candidates[candidates != 0])
+    if sizes.min(initial=np.inf) >= np.median(sigma) / 4:
+        return 0.0
+    # Var(y^2) = 2 sigma^4 of noise; each observation weighs by its inverse.
+    least = sigma.min()
+    return 2 * float(np.sqrt(2 / np.sum((least / sigma) ** 4))) * least**2
 
 
 def _maximise(kernel, max_gap, max_iterations, bar):

@@ -1,5 +1,6 @@
 """The exact energy of a smoothed mixture: kernel density, nonparametric MLE, Gaussian mixture."""
 
+import warnings
 from typing import final
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.checks import (
     Numbers,
@@ -20,7 +22,7 @@ from numpyro_neb._internal.checks import (
     require,
 )
 from numpyro_neb._internal.configurations import Values, configured
-from numpyro_neb._internal.events import as_event
+from numpyro_neb._internal.events import as_event, too_coarse
 from numpyro_neb.energies.base import AbstractEnergy
 from numpyro_neb.posteriors.components import Components, contract
 from numpyro_neb.posteriors.mixture import MixturePosterior
@@ -60,15 +62,22 @@ class MixtureEnergy(AbstractEnergy):
         loc: The mean of X, of shape `event_shape`.
         scale: The standard deviation of X in each coordinate, of shape `event_shape`.
 
-    Memory: components are processed 2,048 at a time (2,048 / d with covariances), so a batch of n
-    points needs 2,048 n numbers in addition to the components and the result, however large K is.
+    Memory: components are processed 2,048 at a time, so a batch of n points needs 2,048 n numbers
+    in addition to the components and the result, however large K is (2,048 / d at a time, but no
+    fewer than 16, with covariances and where rounding asks for differences).
 
-    Rounding: a component's log density has an error of about eps R^2 / sigma^2, where eps is the
-    dtype's machine epsilon and R the largest distance of a location from `loc`.
+    Rounding: log densities are right to about .01 nats for locations and y as the dtype holds
+    them, however far from zero and whatever the scales of the columns. Where locations are more
+    than about 290 sigma from their mean, in float32, that takes their differences from each y in
+    place of a matrix product, and more time.
 
     Raises:
-        ValueError: If a shape does not fit, a value is not finite, or a covariance is not
-            symmetric and positive semi-definite.
+        ValueError: If a shape does not fit, a value is not finite, the square of sigma or of a
+            distance is too small or too large for the dtype, or a covariance is not symmetric and
+            positive semi-definite, up to rounding.
+
+    Warns:
+        UserWarning: If the dtype can't hold sigma next to numbers of the locations' size.
 
     Reference:
         Parzen 1962; Miyasawa 1961; NEB section 2.
@@ -102,15 +111,17 @@ class MixtureEnergy(AbstractEnergy):
         require(some, f"locs must have shape (K, *event_shape) and not be empty, got {locs.shape}")
         count, dim = locs.shape[0], locs[0].size
         self.locs, self.event_shape = locs, locs.shape[1:]
-        self.sigma = jnp.asarray(check_positive("sigma", sigma), float)
+        self.sigma = _squared(sigma)
         self.log_weights = _normalised(log_weights, count)
         self.spreads, self.axes = _factorised(covariances, (count, dim, dim))
+        _check_range(self.locs, self.sigma)
         weights = jnp.exp(self.log_weights)
         flat = locs.reshape(count, dim)
-        mean = weights @ flat
-        variance = weights @ (flat - mean[None]) ** 2
+        # About one of the locations: weights that sum to one but for rounding don't move the mean.
+        mean = flat[0] + contract("k,kd->d", weights, flat - flat[:1])
+        variance = contract("k,kd->d", weights, (flat - mean[None]) ** 2)
         if self.spreads is not None and self.axes is not None:
-            variance += jnp.einsum("k,kij,kj->i", weights, self.axes**2, self.spreads)
+            variance += contract("k,kij,kj->i", weights, self.axes**2, self.spreads)
         self.loc = mean.reshape(self.event_shape)
         self.scale = jnp.sqrt(variance).reshape(self.event_shape)
 
@@ -160,7 +171,7 @@ class MixtureEnergy(AbstractEnergy):
             >>> neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0).at(0.5).sigma
             Array(0.5, dtype=float32)
         """
-        sigma = jnp.asarray(check_positive("sigma", sigma), float)
+        sigma = _squared(sigma)
         return eqx.tree_at(lambda e: e.sigma, self, sigma)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
@@ -196,16 +207,55 @@ def _normalised(log_weights, count):
     return log_weights - total
 
 
+def _squared(sigma):
+    """A noise level, whose square is also a number of the dtype."""
+    sigma = jnp.asarray(check_positive("sigma", sigma), float)
+    if not isinstance(sigma, Tracer):
+        info = jnp.finfo(sigma.dtype)
+        # A millionth of sigma^2 still has all its digits.
+        low, high = 1e3 * np.sqrt(float(info.tiny)), 1e-3 * np.sqrt(float(info.max))
+        wanted = f"between {low:.1g} and {high:.1g} in {sigma.dtype}, to be squared"
+        require(low <= sigma <= high, f"sigma must be {wanted}, got {sigma:g}: change the units")
+    return sigma
+
+
+def _check_range(locs, sigma):
+    """Raises an error if squares of distances overflow, warns if sigma is lost in rounding."""
+    if isinstance(locs, Tracer) or isinstance(sigma, Tracer):
+        return
+    host = np.asarray(locs)
+    largest, limit = float(np.abs(host).max()), 1e-3 * np.sqrt(float(jnp.finfo(locs.dtype).max))
+    wanted = f"locs must be at most {limit:.1g} in {locs.dtype}, to be squared"
+    require(largest <= limit, f"{wanted}, got {largest:g}: is it a fill value?")
+    if text := too_coarse("locs", largest, float(sigma), locs.dtype):
+        warnings.warn(text, stacklevel=find_stack_level())
+
+
 def _factorised(covariances, shape):
+    """The eigenvalues and eigenvectors of covariances, in JAX's default float."""
     if covariances is None:
         return None, None
-    covariances = finite("covariances", covariances)
-    check_shape("covariances", covariances, shape)
-    spreads, axes = jnp.linalg.eigh(covariances)
-    if not isinstance(spreads, Tracer):
-        host = np.asarray(covariances)
-        slack = 1e2 * np.finfo(host.dtype).eps * np.abs(host).max(initial=1e-30)
-        symmetric = np.abs(host - host.swapaxes(1, 2)).max() <= slack
-        positive = np.min(spreads) >= -slack
-        require(symmetric and positive, "covariances must be symmetric and positive semi-definite")
-    return jnp.maximum(spreads, 0), axes
+    given = check_reals("covariances", covariances)
+    check_shape("covariances", given, shape)
+    if isinstance(given, Tracer):
+        spreads, axes = jnp.linalg.eigh(finite("covariances", given))
+        return jnp.maximum(spreads, 0), axes
+    finite("covariances", given)
+    # In float64: the variances of columns of unlike scales lie far apart.
+    host = np.asarray(given, np.float64)
+    spreads, axes = np.linalg.eigh(host)
+    # Each direction is judged in its own units, as a correlation: NumPy's covariance of more
+    # columns than rows, or one computed in float32, has negative eigenvalues of that rounding.
+    roots = np.sqrt(np.maximum(np.diagonal(host, axis1=1, axis2=2), 0))
+    units = np.where(roots > 0, roots, 1)
+    scaled = host / units[:, :, None] / units[:, None]
+    rounding = [jnp.finfo(float).eps]
+    rounding += [jnp.finfo(given.dtype).eps] if jnp.issubdtype(given.dtype, jnp.floating) else []
+    slack = 1e2 * float(max(rounding))
+    symmetric = np.abs(scaled - scaled.swapaxes(1, 2)).max() <= slack
+    positive = spreads.min() >= 0
+    if not positive:
+        values = np.linalg.eigvalsh(scaled)
+        positive = np.all(values[:, 0] >= -slack / 10 * values[:, -1])
+    require(symmetric and positive, "covariances must be symmetric and positive semi-definite")
+    return jnp.asarray(np.maximum(spreads, 0), float), jnp.asarray(axes, float)

@@ -2,13 +2,15 @@
 
 from typing import Literal
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
+from numpyro import primitives
 
 from numpyro_neb._internal.batching import over_batch
-from numpyro_neb._internal.checks import check_choice, check_type
+from numpyro_neb._internal.checks import check_choice, check_type, require
 from numpyro_neb.energies.base import AbstractEnergy, check_energy
 from numpyro_neb.models.smoothed_density import SmoothedDensity
 from numpyro_neb.posteriors.spreads import AbstractSpread, Diagonal, Full, Isotropic
@@ -32,9 +34,10 @@ def learned_prior(
     noise mixes modes of X: then choose a smaller sigma.
 
     The sites are `<name>`, the deterministic x; `<name>_y` and `<name>_eps`, the latent ones, which
-    are independent a priori; and `<name>_projected`, the share of the directions in which the
-    covariance was not positive and was set to zero. An exact energy has none; a learned one may
-    where it fits badly. `(samples["x_projected"] > 0).mean()` says how often that happened.
+    are independent a priori and which `to_arviz` keeps out of `posterior` unless asked for; and
+    `<name>_projected`, the share of the directions in which the covariance was not positive and was
+    set to zero. An exact energy has none; a learned one may where it fits badly.
+    `(samples["x_projected"] > 0).mean()` says how often that happened.
 
     Use it under NUTS (with `init_strategy=init_to_mean` on images), SVI with an autoguide,
     `Predictive` (with `SmoothedDensity`'s own walk behind a draw of y), in plates, where each
@@ -45,10 +48,11 @@ def learned_prior(
         energy: The energy phi of the smoothed density, its weights fixed: see `SmoothedDensity`.
         covariance: `empirical_bayes.Full()`, or "full"; `Diagonal()` or "diagonal", which keeps
             each coordinate's variance; or `Isotropic(num_probes=16)` or "isotropic", which keeps
-            their mean. The first two cost d Hessian-vector products, plus an
-            eigendecomposition for the full one; the last at most `num_probes`, along orthogonal
-            directions that are the same at every y: exact up to that d, and the choice for large d.
-            But noise that is equal in all directions can absorb some of the data's own noise.
+            their mean. At each gradient the first two cost d Hessian-vector products, plus an
+            eigendecomposition of order d^3 for the full one; the last at most `num_probes`
+            products, along orthogonal directions that are the same at every y, and nothing else
+            that grows faster than d: exact up to that d, and the choice for large d. But noise
+            that is equal in all directions can absorb some of the data's own noise.
 
     Returns:
         x, of shape (*batch, *event_shape), where batch is that of the enclosing plates.
@@ -56,6 +60,7 @@ def learned_prior(
     Raises:
         TypeError: If `energy` is not an `AbstractEnergy`, or name is not a string.
         ValueError: If covariance is not one of the three.
+        RuntimeError: If it is called outside of a model.
 
     Reference:
         Robbins 1956; Miyasawa 1961; the second-order formula is in Efron, Tweedie's formula and
@@ -75,6 +80,13 @@ def learned_prior(
         True
     """
     check_type("name", name, str, "a string")
+    inside = bool(primitives._PYRO_STACK)
+    require(
+        inside,
+        "learned_prior must be called inside a NumPyro model, under MCMC, SVI or a"
+        " handler: for draws outside of one, use Predictive or handlers.seed",
+        RuntimeError,
+    )
     check_energy(energy)
     spread = covariance
     if not isinstance(spread, AbstractSpread):
@@ -82,17 +94,20 @@ def learned_prior(
         spread = _SPREADS[spread]
     zero = jnp.zeros(energy.event_shape, energy.sigma.dtype)
     noise = dist.Normal(zero, jnp.ones_like(zero)).to_event(zero.ndim)
-    y = jnp.asarray(numpyro.sample(f"{name}_y", SmoothedDensity(energy)))
-    eps = jnp.asarray(numpyro.sample(f"{name}_eps", noise))
-
-    def given(energy, y, eps):
-        posterior = energy.posterior(y)
-        around, projected = spread.root(posterior, eps)
-        return posterior.mean + around, projected
-
-    x, projected = over_batch(given, energy, y, eps)
+    # Means to draw x, which `to_arviz` leaves out.
+    infer = {"latent_of": name}
+    y = jnp.asarray(numpyro.sample(f"{name}_y", SmoothedDensity(energy), infer=infer))
+    eps = jnp.asarray(numpyro.sample(f"{name}_eps", noise, infer=infer))
+    x, projected = over_batch(eqx.Partial(_given, spread), energy, y, eps)
     numpyro.deterministic(f"{name}_projected", projected)
     return jnp.asarray(numpyro.deterministic(name, x))
+
+
+def _given(spread, energy, y, eps):
+    """One x from y and eps, and the share of directions that were projected."""
+    posterior = energy.posterior(y)
+    around, projected = spread.root(posterior, eps)
+    return posterior.mean + around, projected
 
 
 _SPREADS = {"full": Full(), "diagonal": Diagonal(), "isotropic": Isotropic()}

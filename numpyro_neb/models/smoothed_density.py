@@ -135,7 +135,7 @@ class SmoothedDensity(Distribution):
         value = self._checked(value)
         if self._validate_args:
             self._validate_sample(value)
-        return -over_batch(lambda energy, y: energy(y), self.energy, value)
+        return -over_batch(_phi, self.energy, value)
 
     @property
     def sigma(self) -> Float[Array, "..."]:
@@ -144,19 +144,19 @@ class SmoothedDensity(Distribution):
 
     def denoise(self, value: ArrayLike) -> Float[Array, "..."]:
         """The jump y - sigma^2 grad phi(y), over any leading dimensions of `value`."""
-        return over_batch(lambda energy, y: energy.denoise(y), self.energy, self._checked(value))
+        return over_batch(_jump, self.energy, self._checked(value))
 
     @property
     def mean(self) -> Float[Array, "..."]:
         """E[Y] = E[X] as recorded in the energy's `loc`."""
         zero = jnp.zeros(self.event_shape)
-        return over_batch(lambda energy, y: y + energy.loc, self.energy, zero)
+        return over_batch(_mean, self.energy, zero)
 
     @property
     def variance(self) -> Float[Array, "..."]:
         """Var[Y] = Var[X] + sigma^2, with Var[X] as recorded in the energy's `scale`."""
         zero = jnp.zeros(self.event_shape)
-        return over_batch(lambda e, y: y + e.scale**2 + e.sigma**2, self.energy, zero)
+        return over_batch(_variance, self.energy, zero)
 
     def _validate_sample(self, value: Any) -> Any:
         """Raises a ValueError if a concrete (untraced) value is not finite."""
@@ -223,3 +223,20 @@ def _walked(energy, key, num_steps):
     integrator, target = BAOAB(), Target(energy, energy.sigma)
     state = integrator.init(target, initial_position(energy, key_start), key_init)
     return walk(integrator, target, state, key_walk, num_steps)[0].position
+
+
+# Of one energy and one event, for `over_batch`.
+def _phi(energy, y):
+    return energy(y)
+
+
+def _jump(energy, y):
+    return energy.denoise(y)
+
+
+def _mean(energy, zero):
+    return zero + energy.loc
+
+
+def _variance(energy, zero):
+    return zero + energy.scale**2 + energy.sigma**2

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 
@@ -15,12 +16,16 @@ class Components(NamedTuple):
     Its functions take one y = x + N(0, sigma^2 I) and sigma. Averages over the components run in
     blocks, so that memory does not grow with their number.
 
+    Rounding: everything is computed from differences to one point, near y unless C_i = 0 and all
+    locations are so close to their mean (in units of sigma) that the mean serves all y as well: a
+    batch then takes one matrix product.
+
     Attributes:
         locs: The m_i, of shape (K, *event_shape).
         log_weights: log w_i, of shape (K,).
         spreads: The eigenvalues of the C_i, of shape (K, d); None if they are zero.
         axes: Their eigenvectors, of shape (K, d, d), shared by all sigmas; None if C_i = 0.
-        loc: The mean of X, of shape `event_shape`; posterior means are relative to it.
+        loc: The point of reference, the mean of X at first, of shape `event_shape`.
     """
 
     locs: Float[Array, "K *event"]
@@ -31,12 +36,16 @@ class Components(NamedTuple):
 
     def log_density(self, y: Float[Array, "*event"], sigma: Float[Array, ""]) -> Float[Array, ""]:
         """Log f(y) = log sum_i w_i N(y; m_i, sigma^2 I + C_i)."""
-        total = self._reduce(y, sigma, None)[0]
-        if self.spreads is not None:
-            return total
-        # If C_i = 0, the logits leave out this common term, which is large far from the data.
-        variance, distance = sigma**2, jnp.sum((y - self.loc) ** 2)
-        return total - distance / (2 * variance) - y.size / 2 * jnp.log(2 * jnp.pi * variance)
+
+        def total(local, block):
+            total = local._reduce(y, sigma, None, block)[0]
+            if self.spreads is not None:
+                return total
+            # If C_i = 0, the logits leave out this common term, which is large far from the data.
+            distance = jnp.sum(((y - local.loc) / sigma) ** 2)
+            return total - distance / 2 - y.size * (jnp.log(sigma) + jnp.log(2 * jnp.pi) / 2)
+
+        return self._either(y, sigma, total)
 
     def average(
         self,
@@ -49,19 +58,26 @@ class Components(NamedTuple):
         Args:
             y: One smoothed signal.
             sigma: The noise's standard deviation.
-            values: Maps a block of components to a factor (None for 1) and a value for each.
+            values: Maps a block of components, as `local`, to a factor (None for 1) and a value
+                for each.
         """
-        return self._reduce(y, sigma, values)[1]
+        return self._either(
+            y, sigma, lambda local, block: local._reduce(y, sigma, values, block)[1]
+        )
 
     def log_responsibilities(
         self, y: Float[Array, "*event"], sigma: Float[Array, ""]
     ) -> Float[Array, " K"]:
         """Log r_i = log P(i given Y=y)."""
-        return jax.nn.log_softmax(self._logits(y, sigma))
+        return self._either(y, sigma, lambda local, _: jax.nn.log_softmax(local._logits(y, sigma)))
+
+    def local(self, y: Float[Array, "*event"], sigma: Float[Array, ""]) -> "Components":
+        """The same components with the `loc` that averages given y are computed about."""
+        return self._replace(loc=self._either(y, sigma, lambda local, _: local.loc))
 
     def means(self, y: Float[Array, "*event"], sigma: Float[Array, ""]) -> Float[Array, "K d"]:
         """E[X given y, i] - loc = m_i - loc + C_i (C_i + sigma^2 I)^-1 (y - m_i)."""
-        means = (self.locs - self.loc[None]).reshape(len(self.locs), -1)
+        means = self._offsets
         if self.spreads is None or self.axes is None:
             return means
         shrink = self.spreads / (self.spreads + sigma**2)
@@ -71,7 +87,8 @@ class Components(NamedTuple):
         """The eigenvalues of Cov(X given y, i), those of sigma^2 C_i (C_i + sigma^2 I)^-1."""
         if self.spreads is None:
             return jnp.zeros((1, 1), self.locs.dtype)
-        return sigma**2 * self.spreads / (self.spreads + sigma**2)
+        # Not the product of two variances, which may be too small or too large for the dtype.
+        return sigma**2 * (self.spreads / (self.spreads + sigma**2))
 
     def variances(self, sigma: Float[Array, ""]) -> Float[Array, "#K #d"]:
         """Var(X given y, i) of each coordinate."""
@@ -86,27 +103,70 @@ class Components(NamedTuple):
 
     def _logits(self, y, sigma):
         """Log w_i N(y; m_i, sigma^2 I + C_i); if C_i = 0, without their common term."""
+        # At such a distance the nearest component has all the weight: further out, it still does.
+        far = jnp.max(jnp.abs(y - self.loc)) / sigma
+        u = (y - self.loc) * jax.lax.stop_gradient(jnp.minimum(1, _FAR / jnp.maximum(far, 1)))
         if self.spreads is None:
-            # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc:
-            # one matrix product for a batch.
-            u = (y - self.loc).reshape(-1)
-            v = (self.locs - self.loc[None]).reshape(len(self.locs), -1)
-            logits = (contract("kd,d->k", v, u) - jnp.sum(v**2, -1) / 2) / sigma**2
+            # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc.
+            v = self._offsets / sigma
+            logits = contract("kd,d->k", v, u.reshape(-1) / sigma) - jnp.sum(v**2, -1) / 2
             return self.log_weights + logits
         variances = self.spreads + sigma**2
-        distance = jnp.sum(self.rotated(y) ** 2 / variances, -1)
+        distance = jnp.sum(self.rotated(u + self.loc) ** 2 / variances, -1)
         logits = -(distance + jnp.sum(jnp.log(2 * jnp.pi * variances), -1)) / 2
         return self.log_weights + logits
+
+    @property
+    def _offsets(self):
+        """The m_i - loc, of shape (K, d)."""
+        return (self.locs - self.loc[None]).reshape(len(self.locs), -1)
+
+    def _either(self, y, sigma, fn):
+        """fn(components, how many at once) about their mean if rounding allows, else about y."""
+        block = max(min(_BLOCK, _LEAST), _BLOCK // max(1, y.size))
+
+        def near():
+            return fn(self._replace(loc=self._nearest(y, block)), block)
+
+        if self.spreads is not None:
+            return near()
+        # Products of the offsets have errors of eps times their square.
+        reach = jnp.max(jnp.sum((self._offsets / sigma) ** 2, -1))
+        compact = jnp.finfo(reach.dtype).eps * reach < _ERROR
+        if not isinstance(compact, Tracer):  # a `cond` would be compiled at each call
+            return fn(self, _BLOCK) if compact else near()
+        return jax.lax.cond(compact, lambda: fn(self, _BLOCK), near)
+
+    def _nearest(self, y, block):
+        """The location nearest to y; a point of reference, so a constant for derivatives."""
+        y, locs = jax.lax.stop_gradient((y, self.locs))
+
+        def step(best, start):
+            part = jax.lax.dynamic_slice_in_dim(locs, start, size)
+            squares = jnp.sum((part - y[None]).reshape(size, -1) ** 2, -1)
+            index = jnp.argmin(squares)
+            closer = squares[index] < best[0]
+            return (
+                jnp.minimum(squares[index], best[0]),
+                jnp.where(closer, part[index], best[1]),
+            ), None
+
+        size = min(block, len(locs))
+        lowest = jnp.full((), jnp.inf, jnp.result_type(y, locs))
+        # The last block overlaps the one before.
+        starts = jnp.minimum(jnp.arange(0, len(locs), size), len(locs) - size)
+        if len(locs) == size:
+            return step((lowest, locs[0]), 0)[0][1]
+        return jax.lax.scan(step, (lowest, locs[0]), starts)[0][1]
 
     def _block(self, start, size):
         """`size` components from `start` on."""
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
         return jax.tree.map(cut, self._replace(loc=None))._replace(loc=self.loc)
 
-    def _reduce(self, y, sigma, values) -> tuple[Any, Any]:
+    def _reduce(self, y, sigma, values, block) -> tuple[Any, Any]:
         """The log of the sum of exp(logits), or the average of the values if there are any."""
         count = len(self.locs)
-        block = _BLOCK if self.spreads is None else max(1, _BLOCK // self.spreads.shape[1])
         if count <= block:
             logits = self._logits(y, sigma)
             if values is None:
@@ -140,8 +200,13 @@ class Components(NamedTuple):
         return top + jnp.log(total), None if sums is None else sums / total
 
 
-# How many components are processed at once; divided by d with covariances.
+# How many components are processed at once; divided by d, but not below the least, about a y.
 _BLOCK = 2048
+_LEAST = 16
+# The error of log densities, in nats, up to which they are computed about the mean.
+_ERROR = 1e-2
+# A distance, in sigma, whose products do not overflow.
+_FAR = 1e15
 
 contract = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 

@@ -61,18 +61,22 @@ class MixturePosterior(AbstractPosterior):
         both = lambda part: (None if factor is None else factor(part), value(part))  # noqa: E731
         return self.components.average(self.y, self.sigma, both)
 
+    @property
+    def _local(self):
+        return self.components.local(self.y, self.sigma)
+
     def _means(self, part):
         return part.means(self.y, self.sigma)
 
     @property
     def _centre(self):
-        """E[X given Y=y] - loc, flat."""
+        """E[X given Y=y], flat, relative to the local point of reference."""
         return self._average(self._means)
 
     @property
     def mean(self) -> Float[Array, "*event"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The components' posterior means, averaged by their responsibilities."""
-        return self.components.loc + self._centre.reshape(self.event_shape)
+        return self._local.loc + self._centre.reshape(self.event_shape)
 
     def product(self, v: Float[Array, "*event"]) -> Float[Array, "*event"]:
         """Cov(X given Y=y) v: the spread of the components' means plus that within them."""
@@ -110,21 +114,20 @@ class MixturePosterior(AbstractPosterior):
         x = jnp.broadcast_to(jnp.asarray(x, self.y.dtype), self.event_shape)
 
         def below(part):
+            # Not via the differences: their rounding would hide that a location is exactly zero.
+            here = (sign * part.locs <= sign * x[None]).reshape(len(part.locs), -1)
             if part.spreads is None:
-                # Not via the means: their rounding would hide that a location is exactly zero.
-                inside = sign * part.locs <= sign * x[None]
-                return inside.reshape(len(part.locs), -1).astype(x.dtype)
+                return here.astype(x.dtype)
             means, deviations = self._coordinates(part)
-            return normal_cdf(sign * x.reshape(1, -1), sign * means, deviations)
+            offset = (x - part.loc).reshape(1, -1)
+            below = normal_cdf(sign * offset, sign * means, deviations)
+            return jnp.where(deviations > 0, below, here)
 
         return self._average(below).reshape(self.event_shape)
 
     def _coordinates(self, part):
-        """The mean and the standard deviation of each coordinate given y and i."""
-        deviations = root_of(part.variances(self.sigma))
-        means = self._means(part) + part.loc.reshape(1, -1)
-        # Rounding must not hide that a point mass is exactly zero.
-        return jnp.where(deviations > 0, means, part.locs.reshape(means.shape)), deviations
+        """The mean, relative to `loc`, and the standard deviation of each coordinate given y, i."""
+        return self._means(part), root_of(part.variances(self.sigma))
 
     def icdf(self, q: ArrayLike) -> Float[Array, "*event"]:
         """The quantile at q of each coordinate: an atom if C_i = 0, otherwise by bisection."""
@@ -153,7 +156,8 @@ class MixturePosterior(AbstractPosterior):
     def _quantile(self, q):
         # The quantile of a mixture lies between those of its components.
         inside = jnp.where((q > 0) & (q < 1), q, 0.5)
-        means, deviations = self._coordinates(self.components)
+        local = self._local
+        means, deviations = self._coordinates(local)
         weights = jnp.exp(self.components.log_responsibilities(self.y, self.sigma))
 
         # `cdf`, with what does not depend on x computed once.
@@ -162,8 +166,11 @@ class MixturePosterior(AbstractPosterior):
             return contract("k,kd->d", weights, below).reshape(x.shape)
 
         ends = means + deviations * ndtri(inside.reshape(1, -1))
-        lower, upper = (f(ends, axis=0).reshape(q.shape) for f in (jnp.min, jnp.max))
-        margin = 8 * jnp.finfo(q.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper))
+        some = weights[:, None] > 0  # a component far off must not widen the bracket
+        lower = jnp.min(jnp.where(some, ends, jnp.inf), axis=0).reshape(q.shape)
+        upper = jnp.max(jnp.where(some, ends, -jnp.inf), axis=0).reshape(q.shape)
+        size = jnp.max(jnp.where(some, jnp.abs(means) + deviations, 0), axis=0).reshape(q.shape)
+        margin = 8 * jnp.finfo(q.dtype).eps * (size + jnp.abs(lower) + jnp.abs(upper))
 
         def halve(_, ends):
             low, high = ends
@@ -172,16 +179,18 @@ class MixturePosterior(AbstractPosterior):
             return jnp.where(reached, low, middle), jnp.where(reached, middle, high)
 
         # The dtype's mantissa bits, plus some for the width of the bracket.
-        steps = jnp.finfo(q.dtype).nmant + 10
+        steps = jnp.finfo(q.dtype).nmant + 20
         low, high = jax.lax.fori_loop(0, steps, halve, (lower - margin, upper + margin))
         # A point mass that the bracket has closed on is the quantile itself.
         flat = (low.reshape(1, -1) <= means) & (means <= high.reshape(1, -1)) & (deviations == 0)
-        atom = jnp.min(jnp.where(flat, means, jnp.inf), axis=0).reshape(q.shape)
+        atoms = jnp.where(flat, local.locs.reshape(means.shape), jnp.inf)
+        atom = jnp.min(atoms, axis=0).reshape(q.shape)
         # Bisection gives no derivative: take the implicit one by a Newton step of length zero.
-        x = jax.lax.stop_gradient(jnp.where(jnp.isfinite(atom), atom, high))
+        x = jax.lax.stop_gradient(high)
         value, density = jax.jvp(cdf, (x,), (jnp.ones_like(x),))
         excess = (value - inside) / jax.lax.stop_gradient(jnp.where(density > 0, density, 1))
         x -= excess - jax.lax.stop_gradient(excess)
+        x = jnp.where(jnp.isfinite(atom), atom, x + local.loc)
         return jnp.where(q == inside, x, jnp.inf * (q - 0.5))
 
     def check_density(self) -> None:
@@ -193,27 +202,27 @@ class MixturePosterior(AbstractPosterior):
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
         """The log density at x, or its log probability if C_i = 0."""
         self.check_density()
-        components = self.components
-        log_r = components.log_responsibilities(self.y, self.sigma)
-        if components.spreads is None:
-            here = jnp.all((components.locs == x[None]).reshape(len(log_r), -1), axis=1)
+        local = self._local
+        log_r = self.components.log_responsibilities(self.y, self.sigma)
+        if local.spreads is None:
+            here = jnp.all((local.locs == x[None]).reshape(len(log_r), -1), axis=1)
             return jax.nn.logsumexp(jnp.where(here, log_r, -jnp.inf))
-        shrunk = components.shrunk(self.sigma)
-        centred = (x - components.loc).reshape(1, -1) - self._means(components)
-        along = contract("kij,ki->kj", components.axes, centred)
+        shrunk = local.shrunk(self.sigma)
+        centred = (x - local.loc).reshape(1, -1) - self._means(local)
+        along = contract("kij,ki->kj", local.axes, centred)
         logs = jnp.sum(along**2 / shrunk + jnp.log(2 * jnp.pi * shrunk), axis=1)
         return jax.nn.logsumexp(log_r - logs / 2)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*shape, *event_shape)."""
         key_component, key_within = jax.random.split(check_key(key))
-        components = self.components
-        log_r = components.log_responsibilities(self.y, self.sigma)
+        log_r = self.components.log_responsibilities(self.y, self.sigma)
         index = jax.random.choice(key_component, len(log_r), shape, p=jnp.exp(log_r))
-        if components.spreads is None or components.axes is None:
-            return components.locs[index]
-        shrunk = components.shrunk(self.sigma)
+        local = self._local
+        if local.spreads is None or local.axes is None:
+            return local.locs[index]
+        shrunk = local.shrunk(self.sigma)
         z = jax.random.normal(key_within, (*shape, shrunk.shape[1]), shrunk.dtype)
         z = jnp.sqrt(shrunk[index]) * z
-        x = self._means(components)[index] + contract("...ij,...j->...i", components.axes[index], z)
-        return components.loc + x.reshape(*shape, *self.event_shape)
+        x = self._means(local)[index] + contract("...ij,...j->...i", local.axes[index], z)
+        return local.loc + x.reshape(*shape, *self.event_shape)

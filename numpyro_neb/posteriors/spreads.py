@@ -28,7 +28,7 @@ class AbstractSpread(eqx.Module):
 
 
 class Full(AbstractSpread):
-    """The full covariance: d products with it and an eigendecomposition."""
+    """The full covariance: d products with it and an eigendecomposition of order d^3."""
 
     def root(
         self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
@@ -51,7 +51,9 @@ class Diagonal(AbstractSpread):
 
 
 class Isotropic(AbstractSpread):
-    """The mean of the variances: few products, for large d.
+    """The mean of the variances: at most num_probes products, for large d.
+
+    Besides the products it costs about 2 d num_probes^2 operations, and no array of d x d.
 
     Args:
         num_probes: Maximum number of products. They go along orthogonal directions, the same at
@@ -71,14 +73,17 @@ class Isotropic(AbstractSpread):
     ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
         """The root mean variance times eps."""
         # Unit probes p: the mean of p' Cov p over d orthogonal ones is the trace / d.
-        probes = jax.random.orthogonal(jax.random.key(0), eps.size)[: self.num_probes]
+        # Only as many columns as probes are made orthogonal: O(d num_probes^2).
+        shape = eps.size, min(eps.size, self.num_probes)
+        probes = jnp.linalg.qr(jax.random.normal(jax.random.key(0), shape, eps.dtype))[0].T
         along = lambda p: jnp.vdot(p, posterior.product(p.reshape(eps.shape)))  # noqa: E731
-        variances = jax.vmap(along)(probes.astype(eps.dtype)) / posterior.sigma**2
+        variances = jax.vmap(along)(probes) / posterior.sigma**2
         return _scaled(posterior, jnp.mean(variances), eps)
 
 
 def _scaled(posterior, variance, eps):
-    least = floor(variance)
+    # Each variance is computed by itself, and has only its own rounding error.
+    least = jax.vmap(lambda one: floor(one[None]))(variance.reshape(-1)).reshape(variance.shape)
     projected = jnp.mean(variance < -least, dtype=eps.dtype)
     return posterior.sigma * jnp.sqrt(jnp.maximum(variance, least)) * eps, projected
 

@@ -347,3 +347,43 @@ def test_wrong_arguments(untyped):
         neb.learned_prior("x", 3)
     with pytest.raises(ValueError, match=r"covariance must be .* got .dense."):
         neb.learned_prior("x", energy, "dense")
+
+
+def seen_once(data):
+    x = neb.learned_prior("x", targets.gaussian([1.0, 1.0], 0.3))
+    numpyro.sample("data", dist.Normal(x, 1.0).to_event(1), obs=data)
+
+
+def test_outside_of_a_model():
+    with pytest.raises(RuntimeError, match="learned_prior must be called inside a NumPyro model"):
+        neb.learned_prior("x", targets.gaussian([1.0, 1.0], 0.3))
+
+
+def test_summaries_leave_out_how_x_is_drawn():
+    mcmc = MCMC(neb.WalkJumpKernel(model=seen_once), num_warmup=5, num_samples=8)
+    mcmc.run(jax.random.key(0), jnp.array([2.0, 0.0]))
+    draws = Predictive(seen_once, num_samples=3)(jax.random.key(1), None)
+    short, whole = (neb.to_arviz(mcmc, prior=draws, latents=keep) for keep in (False, True))
+    for group in ("posterior", "prior"):
+        assert set(short[group].data_vars) == {"x", "x_projected"}
+        extra = {"x_y", "x_eps", "x_y_jump"}
+        assert set(whole[group].data_vars) == {"x", "x_projected"} | extra
+
+
+def test_is_compiled_once():
+    """A second call outside of compiled code traces nothing."""
+    traced = []
+
+    class Counted(targets.Wrapped):
+        def __call__(self, y):
+            traced.append(y)
+            return super().__call__(y)
+
+    energy = Counted(targets.gaussian([1.0, 1.0], 0.3))
+    values = {"x_y": jnp.ones(2), "x_eps": jnp.zeros(2)}
+    model = numpyro.handlers.substitute(lambda: neb.learned_prior("x", energy), values)
+    # 1 / (1 + 0.3^2) of y
+    np.testing.assert_allclose(numpyro.handlers.seed(model, 0)(), 1 / 1.09, rtol=1e-5)
+    count = len(traced)
+    numpyro.handlers.seed(model, 0)()
+    assert len(traced) == count
