@@ -102,7 +102,7 @@ def stream(
     run = _Run(mcmc, tuple(model_args), dict(model_kwargs or {}), tuple(extra_fields))
     settings = run.settings(init_params=init_params) | {
         "key": digest(raw(key)),
-        "init_params": None if init_params is None else _digest(init_params),
+        "init_params": _digest(init_params),
         "num_samples_mod_thinning": mcmc.num_samples % mcmc.thinning,
         "draws_per_write": draws_per_write,
         "log_likelihood": log_likelihood,
@@ -214,7 +214,7 @@ class _Run:
         things |= {"model arguments": self._named_arguments()} | more
         return self._kernel_settings() | {
             "identity": fingerprint(things),
-            "model_args": _digest(arguments) if jax.tree.leaves(arguments) else None,
+            "model_args": _digest(arguments),
             "num_warmup": mcmc.num_warmup,
             "num_chains": mcmc.num_chains,
             "thinning": mcmc.thinning,
@@ -312,10 +312,10 @@ class _Run:
 
 
 def _digest(tree):
-    """The SHA-256 of the arrays of a pytree, as version 0.1.0 wrote it; None if one has objects."""
+    """The SHA-256 of arrays, as version 0.1.0 wrote it; None for objects and for no array."""
     try:
-        if any(np.asarray(leaf).dtype.hasobject for leaf in jax.tree.leaves(tree)):
-            return None
-        return digest(tree)
+        leaves = jax.tree.leaves(tree)
+        told = leaves and not any(np.asarray(leaf).dtype.hasobject for leaf in leaves)
+        return digest(tree) if told else None
     except Exception:  # whatever an object's class raises
         return None

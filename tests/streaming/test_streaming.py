@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import arviz as az
 import jax
@@ -199,6 +200,119 @@ def test_a_tuned_walk_on_a_model(tmp_path, killed):
         streamed(tmp_path / "draws.zarr", run, model_args=(2.5,))
 
 
+SCRIPT = """
+import sys
+import jax, numpy as np, numpyro, pandas as pd
+import numpyro.distributions as dist
+from numpyro.infer import MCMC
+import numpyro_neb as neb
+
+def made(centre):
+    energy = neb.MixtureEnergy(np.array([[centre, 0.0]]), 0.5)
+
+    def model(table, scale=1.0):
+        y = numpyro.sample("y", neb.SmoothedDensity(energy))
+        numpyro.sample("radon", dist.Normal(y.sum(), scale), obs=table["radon"].to_numpy())
+
+    return model
+
+kernel = neb.WalkJumpKernel(model=made(0.0), integrator=neb.integrators.BAOAB())
+mcmc = MCMC(kernel, num_warmup=3, num_samples=int(sys.argv[1]), progress_bar=False)
+table = pd.DataFrame({"county": ["Cork", "Kerry"], "radon": [0.1, 0.2]})
+settings = {"model_args": (table,), "draws_per_write": 5, "progress_bar": False}
+data = neb.stream(mcmc, jax.random.key(0), sys.argv[2], **settings)
+mcmc.run(jax.random.key(0), table)
+np.testing.assert_array_equal(data["posterior"]["y"].values[0], mcmc.get_samples()["y"])
+"""
+
+
+def started(script, number, store, seed="0"):
+    command = [sys.executable, "-W", "error::UserWarning", "-c", script, str(number), str(store)]
+    environment = os.environ | {"PYTHONHASHSEED": seed}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_same_script_goes_on_and_another_is_refused(tmp_path):
+    """In other processes, with other hashes of strings; a data frame has a column of strings."""
+    store = tmp_path / "draws.zarr"
+    first = started(SCRIPT, 5, store, seed="1")
+    assert first.returncode == 0, first.stderr
+    last = started(SCRIPT.replace("def made", "# The same.\n\n\ndef made"), 10, store, seed="2")
+    assert last.returncode == 0, last.stderr
+
+
+REFUSED = {
+    "made(0.0)": ("made(9.0)", r"another model \(closure variable 'energy'\.locs?: "),
+    "scale=1.0": ("scale=2.0", r"another model \(default argument 'scale': '1.0', now '2.0'"),
+    "y.sum()": ("y.prod()", r"another model \(code: "),
+    '"Kerry"': ('"Clare"', r"another model arguments \(\['table'\] column 'county'"),
+    "0.2]": ("0.3]", r"another model arguments \(\['table'\] column 'radon'"),
+}
+
+
+@pytest.fixture(scope="module")
+def of_script(tmp_path_factory):
+    store = tmp_path_factory.mktemp("script") / "draws.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["script.py", "5", str(store)])
+        exec(compile(SCRIPT, "script.py", "exec"), {"__name__": "script"})
+    return store
+
+
+@pytest.mark.parametrize("before", REFUSED)
+def test_another_model_is_refused(before, of_script, monkeypatch):
+    after, message = REFUSED[before]
+    assert before in SCRIPT
+    monkeypatch.setattr(sys, "argv", ["script.py", "10", str(of_script)])
+    script = compile(SCRIPT.replace(before, after), "script.py", "exec")
+    with pytest.raises(ValueError, match=message):
+        exec(script, {"__name__": "script"})
+
+
+def test_what_cannot_be_compared_is_told(tmp_path):
+    def model(lock):
+        numpyro.sample("y", neb.SmoothedDensity(ENERGY))
+
+    kernel = neb.WalkJumpKernel(model=model, integrator=neb.integrators.BAOAB())
+    for number in (5, 10):
+        run = chains(kernel, num_samples=number, num_chains=1)
+        settings = {"model_args": (threading.Lock(),), "draws_per_write": 5}
+        if number == 5:
+            streamed(tmp_path / "draws.zarr", run, **settings)
+        else:
+            with pytest.warns(UserWarning, match=r"can't be compared: .*'lock'.* \(lock\)"):
+                streamed(tmp_path / "draws.zarr", run, **settings)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/y", "/y", "a\\y", ".", "..", "", "draw", "zarr.json", "y" * 250]
+)
+def test_names_that_no_store_can_hold(name, tmp_path):
+    def model():
+        numpyro.sample(name, neb.SmoothedDensity(ENERGY))
+
+    kernel = neb.WalkJumpKernel(model=model, integrator=neb.integrators.BAOAB())
+    with pytest.raises(ValueError, match=r"a site must have a name .*, got .*divider='\.'"):
+        streamed(tmp_path / "draws.zarr", chains(kernel))
+    with pytest.raises(ValueError, match="a dimension must have a name"):
+        streamed(tmp_path / "draws.zarr", dims={"y": [name, "b"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scoped_sites_with_another_divider(tmp_path):
+    def model():
+        numpyro.sample("y", neb.SmoothedDensity(ENERGY))
+
+    scoped = numpyro.handlers.scope(model, prefix="a", divider=".")
+    kernel = neb.WalkJumpKernel(model=scoped, integrator=neb.integrators.BAOAB())
+    streamed(tmp_path / "draws.zarr", chains(kernel, num_samples=10))
+    run = chains(kernel, num_samples=20)
+    run.run(KEY)
+    data = streamed(tmp_path / "draws.zarr", chains(kernel, num_samples=20))
+    assert set(data["posterior"].data_vars) == {"a.y", "a.y_jump"}
+    assert_draws(data, run)
+
+
 OTHERS = {
     "key": ({}, {"key": jax.random.key(1)}),
     "energy": ({"kernel": neb.WalkJumpKernel(ENERGY.at(0.6), num_steps=2)}, {}),
@@ -238,8 +352,23 @@ def as_in_0_1_0(path, **others):
     old = {"model_args": "model arguments", "num_samples_mod_thinning": "num_samples % thinning"}
     settings = config["settings"] | others
     named = {old.get(name, name): value for name, value in settings.items()}
+    del named["identity"]
     write_arrays(path, kind, config | {"settings": named}, arrays)
     return settings.keys() ^ named.keys()
+
+
+def test_an_integrator_may_gain_fields(mcmc, tmp_path):
+    """A state of a release whose integrator had fewer goes on, if their values are the same."""
+    path = tmp_path / "state"
+    streaming.save_state(path, mcmc)
+    content = path.read_bytes()
+    as_in_0_1_0(path, integrator="BAOAB {'step_size': 1.0}")
+    streaming.load_state(path, chains())
+    for other in ("BAOAB {'step_size': 0.5}", "ULA {'step_size': 1.0}", "BAOAB f()", 3):
+        path.write_bytes(content)
+        as_in_0_1_0(path, integrator=other)
+        with pytest.raises(ValueError, match="is from a run with another integrator"):
+            streaming.load_state(path, chains())
 
 
 def test_a_store_and_a_state_of_version_0_1_0(mcmc, tmp_path):
@@ -252,12 +381,12 @@ def test_a_store_and_a_state_of_version_0_1_0(mcmc, tmp_path):
         with pytest.raises(ValueError, match=rf"another .*{words}.* \(1, now"):
             streamed(store)
         state.write_bytes(content)
-    assert len(as_in_0_1_0(state)) == 4
+    assert len(as_in_0_1_0(state)) == 5
     assert_draws(streamed(store), mcmc)
     path, first = tmp_path / "state", chains(num_samples=16)
     first.run(KEY)
     streaming.save_state(path, first)
-    assert len(as_in_0_1_0(path)) == 2
+    assert len(as_in_0_1_0(path)) == 3
     streaming.load_state(path, first)
     first.run(first.post_warmup_state.rng_key)
     expected = mcmc.get_samples(group_by_chain=True)["y"][:, 16:32]
