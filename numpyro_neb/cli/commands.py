@@ -188,6 +188,7 @@ def _train(arguments):
     key_network, key = jax.random.split(jax.random.key(arguments.seed))
     network, shape = _network(arguments, data.shape[1:], key_network), data.shape[1:]
     loc, scale = train.mean(0, dtype=np.float64), float(train.std(dtype=np.float64))
+    require(scale != 0, "data must not be the same in all examples")
     check_finite("data", loc)  # the file need not fit in memory: a NaN shows in the mean too
     energy = neb.ResidualEnergy(network, sigma, shape, loc=loc.astype(np.float32), scale=scale)
     print(f"{len(train):,} examples of shape {shape}, {num_held_out:,} held out")
