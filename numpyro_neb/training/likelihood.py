@@ -155,17 +155,19 @@ class MaximumLikelihood(AbstractObjective):
         """Chains that have yet to start: the first step places them at its noisy data."""
         shape, dtype = energy.event_shape, energy.loc.dtype
         sigma = _levels(energy, self.num_chains, jax.random.uniform(key))
-        nowhere = jnp.full((self.num_chains, *shape), jnp.inf, dtype)
+        # Not inf, over which jax_debug_infs would stumble.
+        largest = jnp.finfo(dtype).max
+        nowhere = jnp.full((self.num_chains, *shape), largest, dtype)
         start = lambda y: self.integrator.init(Target(jnp.sum), y, key)  # noqa: E731
         moving = jax.eval_shape(start, nowhere[0]).velocity is not None
         return PersistentChains(
             position=nowhere,
             velocity=jnp.zeros_like(nowhere) if moving else None,
-            potential=jnp.full(self.num_chains, jnp.inf, dtype),
+            potential=jnp.full(self.num_chains, largest, dtype),
             gradient=nowhere,
             sigma=sigma,
-            lowest=jnp.full(shape, jnp.inf, dtype),
-            highest=jnp.full(shape, -jnp.inf, dtype),
+            lowest=jnp.full(shape, largest, dtype),
+            highest=jnp.full(shape, -largest, dtype),
         )
 
     def __call__(
@@ -257,23 +259,24 @@ class MaximumLikelihood(AbstractObjective):
 
         key_rows, key_start = jax.random.split(key_fresh)
         y = _noisy_rows(x, state.sigma, key_rows)
-        started = _all_finite(state.position)
+        started = _set(state.position)
         place = jnp.where(_column(started, y), state.position, y)
         start = WalkState(place, state.velocity, state.potential, state.gradient)
         start = self._begun(energy, state.sigma, start, key_start)
         keys = jax.random.split(key, self.num_chains)
         walked, seen, finite = _over_levels(one, energy, state.sigma, start, keys)
-        width, sigmas = state.highest - state.lowest, _column(state.sigma, seen)
-        margin = _MARGIN[0] * width + _MARGIN[1] * sigmas
-        inside = (seen >= state.lowest - margin) & (seen <= state.highest + margin)
+        lowest, highest = state.lowest[None], state.highest[None]
+        margin = _MARGIN[0] * (highest - lowest) + _MARGIN[1] * _column(state.sigma, seen)
+        inside = (seen >= lowest - margin) & (seen <= highest + margin)
         lost = ~(finite & jnp.all(inside.reshape(self.num_chains, -1), axis=1))
-        # A non-finite gradient marks a chain that has yet to start.
+        # The largest number as its gradient marks a chain that has yet to start.
         lost = _column(lost, y)
+        unset = jnp.finfo(walked.gradient.dtype).max
         after = state._replace(
             position=jnp.where(lost, y, walked.position),
             velocity=walked.velocity,
             potential=walked.potential,
-            gradient=jnp.where(lost, jnp.inf, walked.gradient),
+            gradient=jnp.where(lost, unset, walked.gradient),
         )
         return after, jnp.where(lost, y, seen), jnp.mean(lost.reshape(-1) & started)
 
@@ -284,7 +287,7 @@ class MaximumLikelihood(AbstractObjective):
         it changes the force by less than the noise does, and one gradient in num_steps + 1 is
         saved. A Metropolis test compares phi before and after, so there both are recomputed.
         """
-        new = ~_all_finite(start.gradient)
+        new = ~_set(start.gradient)
 
         def begun(start):
             def one(energy, start, new, key):
@@ -327,7 +330,7 @@ def _over_levels(fn, energy, sigma, *operands):
 
 def _levels(energy, number, offset):
     """`number` noise levels, spread evenly over those of the energy."""
-    places = (jnp.arange(number) + offset) / number
+    places = (jnp.arange(number, dtype=offset.dtype) + offset) / number
     return energy.levels(places).astype(energy.loc.dtype)
 
 
@@ -342,9 +345,10 @@ def _noisy_rows(x, sigma, key):
     return rows + _column(sigma, rows) * jax.random.normal(key_noise, rows.shape, rows.dtype)
 
 
-def _all_finite(rows):
-    """Whether each row is entirely finite."""
-    return jnp.all(jnp.isfinite(rows.reshape(len(rows), -1)), axis=1)
+def _set(rows):
+    """Whether each row has been set, and is finite."""
+    known = jnp.abs(rows) < jnp.finfo(rows.dtype).max
+    return jnp.all(known.reshape(len(rows), -1), axis=1)
 
 
 def _column(values, batch):

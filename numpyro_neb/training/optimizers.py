@@ -60,7 +60,11 @@ def checked_optimizer(optimizer: Any, params: PyTree, stateful: bool) -> Optimiz
     what = f"an optax.GradientTransformation{hint}"
     check_type("optimizer", optimizer, optax.GradientTransformation, what)
     optimizer = optax.with_extra_args_support(optimizer)
-    state = jax.eval_shape(optimizer.init, params)
+    try:
+        state = jax.eval_shape(optimizer.init, params)
+    except Exception as error:  # whatever an optimiser raises
+        why = f"its init raised {type(error).__name__}: {error}"
+        raise ValueError(f"optimizer does not work with fit: {why}") from error
     for found in _states(state, tuple(_REFUSED)):
         raise ValueError(f"optimizer does not work with fit: {_REFUSED[type(found)]}")
 
@@ -99,7 +103,9 @@ def _with(optimizer, names):
             "obj_fn": value_fn,
             "grad_fn": lambda params, _: jax.grad(value_fn)(params),
         }
-        return optimizer.update(grads, state, params, **{name: given[name] for name in names})
+        # optax multiplies counts by rates, which is not for a user's strict promotion to forbid.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return optimizer.update(grads, state, params, **{name: given[name] for name in names})
 
     return update
 

@@ -19,9 +19,6 @@ MADE = {
     "adamaxw": lambda: optax.adamaxw(RATE),
     "adafactor": lambda: optax.adafactor(RATE),
     "lbfgs": optax.lbfgs,
-    "lbfgs_backtracking": lambda: optax.lbfgs(
-        linesearch=optax.scale_by_backtracking_linesearch(10, store_grad=True)
-    ),
     "noisy_sgd": lambda: optax.noisy_sgd(RATE, key=0),
     "optimistic_gradient_descent": lambda: optax.optimistic_gradient_descent(RATE),
     "polyak_sgd": optax.polyak_sgd,
@@ -38,9 +35,8 @@ MADE = {
     "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=RATE),
     "cocob": contrib.cocob,
     "dadapt_adamw": contrib.dadapt_adamw,
-    "dog": lambda: contrib.dog(1.0, init_learning_rate=1e-3),
+    "dog": lambda: contrib.dog(1.0),
     "dowg": lambda: contrib.dowg(1.0),
-    "galore": lambda: contrib.galore(RATE, rank=2),
     "mechanize": lambda: contrib.mechanize(optax.adam(0.01)),
     "momo": contrib.momo,
     "momo_adam": contrib.momo_adam,
@@ -70,6 +66,10 @@ REFUSED = {
     "lookahead": (
         lambda: optax.lookahead(optax.sgd(0.1), 5, 0.5),
         "optax.lookahead trains two sets of parameters",
+    ),
+    "galore": (  # in optax 0.2.8 it can't take a tree with None in it
+        lambda: contrib.galore(RATE, rank=2),
+        "its init raised|.*has no attribute 'dtype'",
     ),
     "dpsgd": (
         lambda: contrib.dpsgd(0.1, 1.0, 0.1, seed=0),
