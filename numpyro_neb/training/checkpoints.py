@@ -189,16 +189,16 @@ class Checkpoints:
         known = version in (1, _VERSION)
         _require(known, f"{path} has {what}: another numpyro_neb wrote it")
         theirs = header["identity"] if version == _VERSION else identity_of_version_1(header)
-        compared = {CONTENT}
-        if CONTENT in theirs and CONTENT in self.identity:
-            ours = self.identity[CONTENT]
-            self._refuse(difference(theirs[CONTENT], ours))
-            self._doubt = reservations(theirs[CONTENT], ours)
-            compared |= theirs[CONTENT]["sha256"].keys() & {"objective"}
-        for name in [name for name in self.identity if name not in compared]:
+        told = CONTENT in theirs and CONTENT in self.identity
+        left = {CONTENT, "objective"} if told else {CONTENT}
+        for name in [name for name in self.identity if name not in left]:
             before, now = theirs.get(name), self.identity[name]
             both = f"{in_words(name)} ({short(before)}, now {short(now)})"
             self._refuse(None if before == now else both)
+        if told:
+            ours = self.identity[CONTENT]
+            self._refuse(difference(theirs[CONTENT], ours))
+            self._doubt = reservations(theirs[CONTENT], ours)
 
     def _check_arrays(self, path, state):
         """Refuses arrays of other shapes: version 0.1.0 did not write which optimiser there was."""

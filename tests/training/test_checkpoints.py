@@ -62,6 +62,60 @@ def test_another_training_is_refused(tmp_path):
             fit(**other, checkpoint_dir=tmp_path)
 
 
+def weighted(weight):
+    def objective(energy, x, key):
+        return weight.sum() * neb.denoising_loss(energy, x, key)
+
+    return objective
+
+
+def scheduled(steps):
+    return optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+
+
+CHANGED = DATA.copy()
+CHANGED[7, 1] += 1e-3
+PAIRS = {
+    "another optimiser": ({}, {"optimizer": optax.sgd(1e-3)}, "optimizer"),
+    "a schedule": ({"optimizer": scheduled(10)}, {"optimizer": scheduled(20)}, "optimizer .*decay"),
+    "a value in the data": ({}, {"data": CHANGED}, "data"),
+    "held-out data": (
+        {"validation_data": DATA[:20]},
+        {"validation_data": DATA[1:21]},
+        "validation_data",
+    ),
+    "an array that the objective reads": (
+        {"objective": weighted(np.ones(2))},
+        {"objective": weighted(np.array([1.0, 2.0]))},
+        "objective .*closure variable 'weight'",
+    ),
+    "two lambdas": (
+        {"objective": lambda energy, x, key: neb.denoising_loss(energy, x, key)},
+        {"objective": lambda energy, x, key: 2 * neb.denoising_loss(energy, x, key)},
+        "objective .*code",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_a_training_depends_on_is_compared(tmp_path, name):
+    one, other, what = PAIRS[name]
+    fit(**one, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=f"holds a training run with another {what}"):
+        fit(**other, checkpoint_dir=tmp_path)
+    fit(**one, checkpoint_dir=tmp_path)
+
+
+def test_of_an_array_on_disk_some_rows_are_read(tmp_path):
+    array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (1000, 2))
+    array[:] = np.random.default_rng(0).normal(size=array.shape)
+    fit(data=array, checkpoint_dir=tmp_path / "run")
+    fit(data=np.load(tmp_path / "x.npy", mmap_mode="r"), checkpoint_dir=tmp_path / "run")
+    array[-1] += 1
+    with pytest.raises(ValueError, match="holds a training run with another data"):
+        fit(data=array, checkpoint_dir=tmp_path / "run")
+
+
 def files_of(folder):
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
@@ -137,7 +191,7 @@ def test_what_tells_trainings_apart_is_not_said_in_sentences(tmp_path):
     identity = json.loads((tmp_path / "50" / "header" / "metadata").read_text())["identity"]
     assert set(identity) == {
         *("num_steps", "batch_size", "validate_every", "patience", "ema_decay", "key"),
-        *("data", "energy", "fixed_arrays", "objective"),
+        *("data", "energy", "fixed_arrays", "objective", "content"),
     }
     assert identity["data"] == "array [200, 2]"
     assert identity["objective"] == "function"
@@ -251,11 +305,12 @@ def default_interrupts():
 
 def test_control_c_in_the_middle_of_a_step(tmp_path, capsys, default_interrupts):
     """The step ends, and its state is kept; without any checkpoint the message says so."""
-    sent = []
+    sent = tmp_path / "sent"  # a list in the closure would be part of the objective
 
     def interrupt():
-        if not sent:
-            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        if not sent.exists():
+            sent.touch()
+            os.kill(os.getpid(), signal.SIGINT)
 
     def objective(energy, x, key):
         jax.debug.callback(interrupt)
@@ -268,7 +323,7 @@ def test_control_c_in_the_middle_of_a_step(tmp_path, capsys, default_interrupts)
         f"the newest checkpoint in {tmp_path / 'run'}, of step {kept.name}."
         in capsys.readouterr().err
     )
-    same(fit(objective=objective, checkpoint_dir=tmp_path / "run"), fit())
+    same(fit(objective=objective, checkpoint_dir=tmp_path / "run"), fit(objective=objective))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
