@@ -183,9 +183,7 @@ def fit(
     params, rest = eqx.partition(energy, trainable(energy))
     objective = _checked_functions(objective, callback)
     source = minibatches_of(data, energy, batch_size, devices)
-    batches = None
-    if validation_data is not None:
-        batches = held_out_batches(validation_data, energy, batch_size, devices)
+    batches = held_out_batches(validation_data, energy, batch_size, devices)
     key_steps, key_validation, key_objective = jax.random.split(key, 3)
 
     arrays, static = eqx.partition(rest, eqx.is_array)
@@ -199,9 +197,7 @@ def fit(
     identity = {"num_steps": num_steps, "data": source.identity, "ema_decay": ema_decay}
     identity |= counts | {"key": _key_bits(key), "energy": describe(params)}
     identity |= {"fixed_arrays": digest(arrays), "objective": objective.identity}
-    agreed = {in_words(name): value for name, value in identity.items()}
-    agreed |= {"parameters": digest(params), "values in data": source.digest}
-    devices.check_agreement(agreed)
+    _check_agreement(devices, identity, params, source)
     words = {"warning": objective.warning, "noise_loss": objective.noise_loss(energy)}
     training = Training(devices.replicated(state), devices, callback, patience, **words)
     if checkpoint_dir is not None:
@@ -217,6 +213,13 @@ def fit(
     advance = lambda state, i: step(state, placed, next(feed), key_placed, i)  # noqa: E731
     training.run(advance, num_steps, progress_bar)
     return training.finished(arrays, static)
+
+
+def _check_agreement(devices, identity, params, source):
+    """Raises a ValueError unless all processes were given the same."""
+    agreed = {in_words(name): value for name, value in identity.items()}
+    agreed |= {"parameters": digest(params), "values in data": source.digest}
+    devices.check_agreement(agreed)
 
 
 class _Function(AbstractObjective):

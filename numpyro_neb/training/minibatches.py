@@ -77,8 +77,8 @@ def minibatches_of(data: Any, energy: Any, batch_size: int | None, devices: Devi
 
 def held_out_batches(
     data: Any, energy: Any, batch_size: int | None, devices: Devices
-) -> Callable[[], Iterable[tuple[float, Array]]]:
-    """Batches of the validation data, each with its share of them.
+) -> Callable[[], Iterable[tuple[float, Array]]] | None:
+    """Batches of the validation data, each with its share of them; None if there are none.
 
     They are as large as the minibatches, or as 2^18 numbers if that is more, so that a validation
     takes about as much memory as a training step. A memory-mapped array stays on disk.
@@ -93,6 +93,8 @@ def held_out_batches(
         TypeError: If the data do not hold floats.
         ValueError: As for `minibatches_of`.
     """
+    if data is None:
+        return None
     on_disk = isinstance(data, np.ndarray) and _is_on_disk(data)
     if on_disk:
         check_rows("validation_data", data, energy.event_shape)
