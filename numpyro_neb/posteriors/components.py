@@ -135,7 +135,9 @@ class Components(NamedTuple):
         compact = jnp.finfo(reach.dtype).eps * reach < _ERROR
         if not isinstance(compact, Tracer):  # a `cond` would be compiled at each call
             return fn(self, _BLOCK) if compact else near()
-        return jax.lax.cond(compact, lambda: fn(self, _BLOCK), near)
+        # Derivatives recompute a branch from its inputs: what both would store for them, `cond`
+        # makes one array of, as large as the larger of the two.
+        return jax.lax.cond(compact, jax.checkpoint(lambda: fn(self, _BLOCK)), jax.checkpoint(near))
 
     def _nearest(self, y, block):
         """The location nearest to y; a point of reference, so a constant for derivatives."""
@@ -153,11 +155,12 @@ class Components(NamedTuple):
 
         size = min(block, len(locs))
         lowest = jnp.full((), jnp.inf, jnp.result_type(y, locs))
+        first = jax.lax.stop_gradient(self.loc)  # used in both branches of `_either`
         # The last block overlaps the one before.
         starts = jnp.minimum(jnp.arange(0, len(locs), size), len(locs) - size)
         if len(locs) == size:
-            return step((lowest, locs[0]), 0)[0][1]
-        return jax.lax.scan(step, (lowest, locs[0]), starts)[0][1]
+            return step((lowest, first), 0)[0][1]
+        return jax.lax.scan(step, (lowest, first), starts)[0][1]
 
     def _block(self, start, size):
         """`size` components from `start` on."""

