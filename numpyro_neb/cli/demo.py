@@ -26,7 +26,7 @@ def demo(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     train, held_out = _digits()
     print(f"{len(train)} handwritten digits of 8 x 8 pixels, {len(held_out)} more held out")
-    print(f"{neb.sphere_overlaps(train)}; sigma = {_SIGMA}")
+    print(f"{neb.sphere_overlaps(train)}\nsigma = {_SIGMA} here")
 
     energy = _train(train, held_out)
     neb.save(out / "energy.safetensors", energy)
