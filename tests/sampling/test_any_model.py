@@ -1,5 +1,7 @@
 """The default walk on models of ordinary sites, and what an unadjusted one says there."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,10 +47,10 @@ def kinked():
     numpyro.sample("b", dist.Laplace(0.0, 1.0))
 
 
-def run(kernel, num_warmup=1000, num_samples=4000, num_chains=8, key=0, **kwargs):
+def run(kernel, num_warmup=1000, num_samples=4000, num_chains=8, init_params=None) -> Any:
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
                 chain_method="vectorized", progress_bar=False)  # fmt: skip
-    mcmc.run(jax.random.key(key), **kwargs)
+    mcmc.run(jax.random.key(0), init_params=init_params)
     return mcmc
 
 
@@ -253,8 +255,7 @@ def test_a_metropolis_walk_stays_out_of_an_infinite_density():
     )
     for integrator in (GHMC(), neb.integrators.MALA()):
         kernel = neb.WalkJumpKernel(energy, integrator=integrator, num_steps=5)
-        start = {"init_params": jnp.zeros(4)}
-        mcmc = run(kernel, num_warmup=0, num_samples=500, num_chains=4, **start)
+        mcmc = run(kernel, 0, 500, 4, init_params=jnp.zeros(4))
         y = np.asarray(mcmc.get_samples(group_by_chain=True)["y"], float)
         assert np.abs(y).max() <= 1
         square = y**2  # uniform on (-1, 1)

@@ -1,5 +1,7 @@
 """Models whose density is no function of their sites: rows or values drawn at random."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -12,6 +14,10 @@ import numpyro_neb as neb
 
 ROWS = jnp.linspace(-1, 1, 20)
 SEEN = dist.Normal(0.0, 1.0)
+
+
+def random_key() -> Any:
+    return numpyro.prng_key()
 
 
 def subset():
@@ -40,13 +46,13 @@ def all_rows():
 
 def noise_in_the_density():
     m = numpyro.sample("m", SEEN)
-    mean = m + jax.random.normal(numpyro.prng_key())
+    mean = m + jax.random.normal(random_key())
     numpyro.sample("x", dist.Normal(mean, 1), obs=0.0)
 
 
 def noise_in_a_deterministic_site():
     m = numpyro.sample("m", SEEN)
-    numpyro.deterministic("p", m + jax.random.normal(numpyro.prng_key()))
+    numpyro.deterministic("p", m + jax.random.normal(random_key()))
 
 
 def hidden_site():
@@ -58,19 +64,20 @@ def hidden_site():
 
 def random_parameter():
     m = numpyro.sample("m", SEEN)
-    w = numpyro.param("w", jax.random.normal)
+    w: Any = numpyro.param("w", jax.random.normal)
     numpyro.sample("x", dist.Normal(m * w, 1), obs=0.0)
 
 
 def shuffled_rows():
     m = numpyro.sample("m", SEEN)
-    rows = jax.random.choice(numpyro.prng_key(), ROWS, (5,))
+    rows = jax.random.choice(random_key(), ROWS, (5,))
     numpyro.sample("x", dist.Normal(m, 1).expand([5]).to_event(1), obs=rows)
 
 
 def fixed_parameter():
     m = numpyro.sample("m", SEEN)
-    numpyro.sample("x", dist.Normal(m * numpyro.param("w", 2.0), 1), obs=jnp.nan_to_num(jnp.nan))
+    w: Any = numpyro.param("w", 2.0)
+    numpyro.sample("x", dist.Normal(m * w, 1), obs=0.0)
 
 
 def run(model, **kwargs):
