@@ -163,7 +163,8 @@ def test_an_unadjusted_walk_on_a_model_of_unknown_scales_stays_below_max_bias():
         numpyro.sample("data", dist.Normal(mean, scale).expand([50]).to_event(1), obs=data)
 
     data = jnp.asarray(np.random.default_rng(0).normal(3, 0.5, size=50), float)
-    draws = run(neb.WalkJumpKernel(model=model, num_steps=5), data, num_samples=20_000)
+    kernel = neb.WalkJumpKernel(model=model, integrator=BAOAB(), num_steps=5)
+    draws = run(kernel, data, num_samples=20_000)
     exact = run(NUTS(model), data, num_samples=20_000)
     for name in ("scale", "mean"):
         y, reference = (np.asarray(m.get_samples()[name], float) for m in (draws, exact))
