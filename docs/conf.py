@@ -5,12 +5,18 @@ of it is a link on the site too. Nothing is fetched when a page opens: formulas 
 """
 
 import re
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import numpyro_neb
+
+sys.path.insert(0, str(Path(__file__).parent))
+import formulas  # noqa: E402 (a neighbour)
 
 project = "numpyro_neb"
 author = "the authors of numpyro_neb"
@@ -65,16 +71,23 @@ html_extra_path = ["site"]
 html_show_sourcelink = False
 html_use_index = False  # the reference has one, and the search finds the rest
 # Pages without a section of their own have nothing to show there.
-html_sidebars = {f"docs/{page}": [] for page in ("index", "performance", "comparison")}
+alone = ("index", "performance", "comparison", "gallery")
+html_sidebars = {f"docs/{page}": [] for page in alone}
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 8,
+    "logo": {"text": f"numpyro_neb {release}"},
     "footer_start": ["copyright"],
     "footer_center": [],
     "footer_end": ["sphinx-version"],
     "secondary_sidebar_items": ["page-toc"],
 }
+# A link in the header to the Repository of pyproject.toml's [project.urls], once it has one.
+urls = dict(url.split(", ", 1) for url in metadata("numpyro-neb").get_all("Project-URL") or ())
+if "Repository" in urls:
+    link = {"name": "Repository", "url": urls["Repository"], "icon": "fa-solid fa-code-branch"}
+    html_theme_options["icon_links"] = [link]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -83,8 +96,10 @@ def setup(app: Any) -> None:
     """Formulas as MathML, docstrings as plain text, links for names without their module."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     app.connect("autodoc-process-docstring", _plain_text, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", _formulas, priority=600)
     app.connect("autodoc-process-signature", _short_types)
     app.connect("missing-reference", _by_last_part)
+    app.connect("html-page-context", _title)
 
 
 def _inline(writer: Any, node: nodes.math) -> None:
@@ -111,7 +126,10 @@ def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: l
         indented = line.startswith("    ") or not line
         in_formula = indented and (in_formula or _sets_off(out, line))
         in_code = in_code and bool(line)
-        if in_formula and not out[-1]:
+        if in_formula and line and (tex := formulas.display(line)):
+            out += ["", ".. math::", "", f"    {tex}", ""]
+            continue
+        if in_formula and line and not out[-1]:
             out[-1:] = ["", "::", ""]
         if not in_doctest and not in_formula:
             parts = line.split("`")
@@ -120,6 +138,12 @@ def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: l
             in_code ^= len(parts) % 2 == 0
         out.append(line)
     lines[:] = out
+
+
+def _formulas(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: list[str]) -> None:
+    """The formulas in the prose of a docstring, which Napoleon has turned into RST."""
+    del app, what, name, obj, options
+    lines[:] = formulas.prose(lines)
 
 
 def _sets_off(out: list[str], line: str) -> bool:
@@ -154,3 +178,11 @@ def _by_last_part(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     entry = objects[found[0]]
     where = app.builder.get_relative_uri(node["refdoc"], entry.docname)
     return nodes.reference("", "", contnode, refuri=f"{where}#{entry.node_id}", internal=True)
+
+
+def _title(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """<title> names the section too: there are memories to read about and in the reference."""
+    del app, template, doctree
+    sections = [parent["title"] for parent in reversed(context.get("parents", []))]
+    ending = "Neural Empirical Bayes for NumPyro" if page == root_doc else html_title
+    context["docstitle"] = " \u2013 ".join([*sections, ending])

@@ -1,9 +1,10 @@
-"""The pictures of the explanations: `python docs/pictures.py` draws them all into docs/pictures.
+"""The pictures of the pages and of the gallery: `python docs/pictures.py` draws them all into docs/pictures.
 
 Every setting is here. It takes some minutes on two cores; names as arguments draw those alone.
 """
 
 import argparse
+import base64
 import io
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -27,6 +29,12 @@ from sklearn.svm import SVC
 import numpyro_neb as neb
 
 FOLDER = Path(__file__).parent / "pictures"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+# Which of its pictures a tutorial is known by.
+THUMBNAILS = {
+    "01_quickstart": 2, "02_learned_prior": 0, "03_empirical_bayes": 1, "04_memories": 5,
+    "05_gibbs": 0,
+}  # fmt: skip
 
 
 @cache
@@ -165,6 +173,16 @@ def walks() -> Figure:
     return figure
 
 
+def walk_jump() -> Figure:
+    """The jumps of four chains on the kernel density of the digits, 200 gradients apart."""
+    kernel = neb.WalkJumpKernel(neb.MixtureEnergy(digits()[0], 0.4), num_steps=200)
+    settings = {"num_chains": 4, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel, num_warmup=5, num_samples=20, **settings)
+    mcmc.run(jax.random.key(0))
+    neb.plots.walk_jump(mcmc.get_samples(group_by_chain=True)["x"])
+    return plt.gcf()
+
+
 def shares() -> Figure:
     """The classes of 3,000 jumps of the walk after each stage, and of jumps from noisy digits."""
     pixels, labels = load_digits(return_X_y=True)
@@ -297,30 +315,49 @@ def narrower() -> Figure:
 
 PICTURES = (
     landscape, spheres, overlaps, manifold, denoising, walks, shares, stages, memories, narrower,
-    moons, marginals, energy_transitions, evaluation, recall_paths,
+    moons, marginals, energy_transitions, evaluation, recall_paths, walk_jump,
 )  # fmt: skip
 
 
+def thumbnail(notebook: str) -> Image.Image:
+    """A picture of a tutorial as it was last run, at most 400 x 200 pixels."""
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    pictures = [output.data["image/png"] for output in outputs
+                if "image/png" in output.get("data", {})]  # fmt: skip
+    chosen = Image.open(io.BytesIO(base64.b64decode(pictures[THUMBNAILS[notebook]]))).convert("RGB")
+    chosen.thumbnail((400, 200))
+    return chosen
+
+
 def write(name: str, figure: Figure) -> None:
-    """As a PNG of at most 64 colours, which keeps each below 60 kB."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
-    FOLDER.mkdir(exist_ok=True)
-    picture = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    picture.save(FOLDER / f"{name}.png", optimize=True)
     plt.close(figure)
+    save(name, Image.open(buffer))
+
+
+def save(name: str, picture: Image.Image) -> None:
+    """As a PNG of at most 64 colours, which keeps each below 60 kB."""
+    FOLDER.mkdir(exist_ok=True)
+    colours = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    colours.save(FOLDER / f"{name}.png", optimize=True)
     print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
 
 
 def main() -> None:
     names = [draw.__name__ for draw in PICTURES]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *names], help="all of them by default")
+    choices = [[], *names, *THUMBNAILS]
+    parser.add_argument("names", nargs="*", choices=choices, help="all of them by default")
     chosen = parser.parse_args().names
     mpl.use("agg")
     for draw in PICTURES:
         if draw.__name__ in chosen or not chosen:
             write(draw.__name__, draw())
+    for notebook in THUMBNAILS:
+        if notebook in chosen or not chosen:
+            save(notebook, thumbnail(notebook))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,282 @@
+r"""The formulas of docstrings as LaTeX, for the HTML reference; `help()` shows them as they are.
+
+A docstring writes `y - sigma^2 grad phi(y)`, which reads well in a terminal. The tables below say
+what its names and signs are in LaTeX. An indented block that they translate becomes a displayed
+formula, and so does each stretch of prose that can be nothing else an inline one. What they cannot
+translate stays as it is.
+"""
+
+import re
+from typing import NamedTuple
+
+GREEK = {
+    "sigma": r"\sigma", "phi": r"\varphi", "eps": r"\varepsilon", "eta": r"\eta",
+    "gamma": r"\gamma", "delta": r"\delta", "chi": r"\chi",
+}  # fmt: skip
+# What stands in front of its operand, with or without brackets.
+OPERATORS = {
+    "grad": r"\nabla ", "div": r"\operatorname{div}", "Hess": r"\operatorname{Hess}",
+    "log": r"\log ", "exp": r"\exp ", "tanh": r"\tanh ", "E": r"\operatorname{E}",
+    "Var": r"\operatorname{Var}", "Cov": r"\operatorname{Cov}", "sum": r"\sum", "max": r"\max ",
+    "min": r"\min ", "mean": r"\operatorname{mean}",
+}  # fmt: skip
+FENCES = {"norm": (r"\lVert ", r"\rVert "), "abs": (r"\lvert ", r"\rvert "), "sqrt": (r"\sqrt{", "}")}
+SIGNS = {
+    "+": "+", "-": "-", "=": "=", "<": "<", ">": ">", "/": "/", "~": r"\sim ", "∝": r"\propto ",
+    "<=": r"\leq ", ">=": r"\geq ", "<-": r"\leftarrow ", "*": r"\,", r"\*": r"\,",
+    "+=": r"\;{+}{=}\;", "-=": r"\;{-}{=}\;",
+}  # fmt: skip
+RELATIONS = {"=", "<", ">", "<=", ">=", "~", "∝", "<-", "+=", "-="}
+# In prose these separate words, and formulas only in brackets.
+SEPARATORS = {",": r",\;", ";": r";\;", "|": r"\mid ", "given": r"\mid "}
+WORDS = {"loc", "scale", "network", "friction"}  # names of arguments that stand in formulas
+DIFFERENTIALS = {"dx", "dy", "dt", "dH"}
+BRACKETS = {"(": ")", "[": "]"}
+
+TOKEN = re.compile(
+    r"\(Laplacian\s+of\s+phi\)|\d+(?:\.\d+)?(?!\w)|\w+|\\?\*|<=|>=|<-|\+=|-=|\S", re.DOTALL
+)
+VARIABLE = re.compile(r"([A-Za-z]|" + "|".join(GREEK) + r")(?:_(\w{1,2}|hat))?")
+
+
+class Part(NamedTuple):
+    """LaTeX for the tokens up to `end`; `sure` if prose would not have them."""
+
+    tex: str
+    end: int
+    sure: bool = False
+
+
+class Formula:
+    """A reader of one text: every method takes the index of a token and returns a part, or None."""
+
+    def __init__(self, text: str, *, display: bool = False):
+        self.display = display
+        found = list(TOKEN.finditer(text))
+        self.tokens = [match.group() for match in found]
+        self.spans = [match.span() for match in found]
+
+    def token(self, i: int) -> str:
+        return self.tokens[i] if i < len(self.tokens) else ""
+
+    def touches(self, i: int) -> bool:
+        """Whether there is no space in front of token i."""
+        return 0 < i < len(self.tokens) and self.spans[i][0] == self.spans[i - 1][1]
+
+    def sequence(self, i: int, depth: int) -> Part | None:
+        """As many operands as follow each other, by juxtaposition or with signs in between."""
+        first = self.operand(i, depth, after_sign=self.token(i + 1) == "=")
+        if first is None and self.token(i) == "-":
+            attached = self.operand(i + 1, depth) if self.touches(i + 1) else None
+            first = attached and Part("-" + attached.tex, attached.end, attached.sure)
+        while first:
+            following = self.signed(first, depth) or self.juxtaposed(first, depth)
+            if following is None:
+                break
+            first = following
+        return first
+
+    def signed(self, left: Part, depth: int) -> Part | None:
+        sign, i = self.token(left.end), left.end + 1
+        if sign in SEPARATORS and (depth or self.display):
+            tex = SEPARATORS[sign]
+        elif sign in SIGNS and self.touches(i) == self.touches(i - 1):
+            tex = SIGNS[sign]
+        else:
+            return None
+        right = self.operand(i, depth, after_sign=True)
+        if right is None and self.token(i) in "+-":
+            right = self.operand(i + 1, depth, after_sign=True)
+            right = right and Part("-" + right.tex, right.end, right.sure)
+        if right is None:
+            return None
+        sure = left.sure or right.sure or sign in RELATIONS
+        return Part(left.tex + tex + right.tex, right.end, sure)
+
+    def juxtaposed(self, left: Part, depth: int) -> Part | None:
+        i = left.end
+        dot = self.token(i) == "." and self.touches(i) and self.touches(i + 1)
+        last = self.token(i - 1)
+        named = last in WORDS or "_" in last
+        right = self.operand(i + dot, depth, after_sign=named)
+        if right is None or (self.token(i + dot)[0].isdigit() and not depth):
+            return None
+        tex = left.tex + (r"\cdot " if dot else r"\," if right.tex[0] != "(" else "") + right.tex
+        return Part(tex, right.end, left.sure or right.sure)
+
+    def operand(self, i: int, depth: int, after_sign: bool = False) -> Part | None:
+        """A number, a variable, brackets, or an operator with its operand; and its powers."""
+        found = self.simple(i, depth, after_sign)
+        while found:
+            tex, end, sure = found
+            token = self.token(end)
+            if token == "'" and self.touches(end) and not self._is_possessive(end):
+                found = Part(tex + "'", end + 1, sure)
+            elif token in ("*", r"\*") and self.touches(end) and not self._glues(end + 1):
+                found = Part(tex + "^*", end + 1, sure)
+            elif token == "^":
+                minus = self.token(end + 1) == "-"
+                power = self.simple(end + 1 + minus, depth + 1, True)
+                if power is None:
+                    return None
+                exponent = power.tex[1:-1] if power.tex[0] == "(" else power.tex
+                found = Part(f"{tex}^{{{'-' * minus}{exponent}}}", power.end, True)
+            else:
+                break
+        return found
+
+    def _is_possessive(self, i: int) -> bool:
+        return self.touches(i + 1) and self.token(i + 1)[0].isalnum()
+
+    def _glues(self, i: int) -> bool:
+        """Whether an asterisk in front of token i is a product or a shape's."""
+        return self.touches(i) and self.token(i)[0] not in ")],.;:'"
+
+    def simple(self, i: int, depth: int, after_sign: bool) -> Part | None:
+        token = self.token(i)
+        base, _, index = token.partition("_")
+        if token.startswith("(Laplacian"):
+            return Part(r"\Delta\varphi", i + 1, True)
+        if token in BRACKETS:
+            return self.brackets(i, depth)
+        if token and token[0].isdigit():
+            return Part(token, i + 1) if re.fullmatch(r"[\d.]+", token) else None
+        if token == "." and depth and self.token(i + 1) in (",", ")"):
+            return Part(r"\cdot", i + 1)
+        if token in FENCES and self.token(i + 1) == "(":
+            inside = self.brackets(i + 1, depth)
+            left, right = FENCES[token]
+            return inside and Part(left + inside.tex[1:-1] + right, inside.end, True)
+        if base in OPERATORS:
+            return self.applied(OPERATORS[base] + (f"_{{{index}}}" if index else ""), i, depth)
+        variable = VARIABLE.fullmatch(token)
+        if token in DIFFERENTIALS or (variable and (depth or token not in ("a", "A"))):
+            return self.variable(token, i)
+        named = token in WORDS or re.fullmatch(r"[a-z]{2,}(_[a-z]+)+", token)
+        if self.display or (named and (depth or after_sign)):
+            return self.words(i)
+        return None
+
+    def brackets(self, i: int, depth: int) -> Part | None:
+        left = self.token(i)
+        inside = self.sequence(i + 1, depth + 1)
+        if inside is None or self.token(inside.end) != BRACKETS[left]:
+            return None
+        return Part(left + inside.tex + BRACKETS[left], inside.end + 1, inside.sure)
+
+    def applied(self, operator: str, i: int, depth: int) -> Part | None:
+        operand = self.operand(i + 1, depth)
+        if operand is None or (self.token(i + 1)[0].isdigit() and not depth):
+            return None
+        space = "" if operand.tex[0] in "([" or operator.endswith(" ") else r"\,"
+        return Part(operator + space + operand.tex, operand.end, True)
+
+    def variable(self, token: str, i: int) -> Part:
+        """A letter, with its index and its argument, as in f(y)."""
+        match = VARIABLE.fullmatch(token)
+        if match is None:
+            return Part(rf"d{token[1]}", i + 1)
+        letter, index = match.groups()
+        tex = GREEK.get(letter, letter)
+        if index == "hat":
+            tex = rf"\hat{{{tex}}}"
+        elif index:
+            tex += f"_{{{index}}}"
+        call = self.token(i + 1) == "(" and self.touches(i + 1)
+        arguments = self.brackets(i + 1, 1) if call else None
+        if arguments:
+            return Part(tex + arguments.tex, arguments.end, True)
+        return Part(tex, i + 1, letter in GREEK or bool(index))
+
+    def words(self, i: int) -> Part | None:
+        """Words as text: in a display all that no table has, in prose the name of an argument."""
+        end = i
+        while re.fullmatch(r"[a-z_]{2,}", self.token(end)) and not self._is_mathematical(end):
+            end += 1
+            if not self.display:
+                break
+        text = " ".join(self.tokens[i:end]).replace("_", r"\_")
+        return Part(rf"\text{{{text}}}", end) if end > i else None
+
+    def _is_mathematical(self, i: int) -> bool:
+        base = self.token(i).partition("_")[0]
+        return base in GREEK or base in OPERATORS or base in FENCES or self.token(i) == "given"
+
+
+def display(line: str) -> str | None:
+    """An indented line as LaTeX, or None if the tables cannot translate it."""
+    line = line.strip()
+    ending = line[-1] if line[-1] in ",.;" else ""
+    parts = re.split(r" {3,}", line.removesuffix(ending).rstrip())
+    translated = []
+    for part in parts:
+        comma = "," if part.endswith(",") else ""
+        reader = Formula(part.removesuffix(","), display=True)
+        found = reader.sequence(0, 0)
+        if found is None or found.end != len(reader.tokens):
+            return None
+        translated.append(found.tex + comma)
+    return r" \qquad ".join(translated) + ending
+
+
+def prose(lines: list[str]) -> list[str]:
+    """The lines of an RST docstring, with formulas wherever there is neither code nor a name."""
+    out: list[str] = []
+    paragraph: list[str] = []
+    block = None  # the indentation of a directive or of what announces a literal block
+    in_doctest = False
+    for line in [*lines, ""]:
+        text = line.strip()
+        indentation = len(line) - len(line.lstrip())
+        if block is not None and text and indentation <= block:
+            block = None
+        in_doctest = bool(text) and (in_doctest or text.startswith(">>>"))
+        if block is None and (text.startswith(".. ") or text.endswith("::")):
+            block = indentation
+        is_prose = text and not in_doctest and block is None
+        if paragraph and (not is_prose or text.startswith(":")):
+            out += _paragraph("\n".join(paragraph)).split("\n")
+            paragraph = []
+        (paragraph if is_prose else out).append(line)
+    return out[:-1]
+
+
+def _paragraph(text: str) -> str:
+    name = re.match(r"\s*:\w+(?: [^:`]*)?: |", text)
+    start = name.end() if name else 0
+    parts = text[start:].split("`")
+    parts[::2] = [inline(part) for part in parts[::2]]
+    return text[:start] + "`".join(parts)
+
+
+def inline(text: str) -> str:
+    """Prose with its formulas as :math: roles; line breaks stay where they are."""
+    reader = Formula(text)
+    out, copied, i = "", 0, 0
+    while i < len(reader.tokens):
+        found = reader.sequence(i, 0) if _may_start(text, reader.spans[i][0]) else None
+        if found is None or not found.sure or not _may_end(text, reader.spans[found.end - 1][1]):
+            i += 1
+            continue
+        start, end = reader.spans[i][0], reader.spans[found.end - 1][1]
+        # A formula that goes over the end of a line takes the break along.
+        rest = re.search(r"\n *", text[start:end])
+        out += text[copied:start] + f":math:`{found.tex.strip()}`"
+        if rest:
+            tail = text[end : end + 1]
+            follows = tail if tail in (".", ",", ";", ":", ")", "]") else ""
+            out, end = out + follows + rest.group(), end + len(follows)
+            while text[end : end + 1] == " ":
+                end += 1
+        copied, i = end, found.end
+        while i < len(reader.tokens) and reader.spans[i][0] < copied:
+            i += 1
+    return out + text[copied:]
+
+
+def _may_start(text: str, start: int) -> bool:
+    return start == 0 or text[start - 1] in " \n(["
+
+
+def _may_end(text: str, end: int) -> bool:
+    return end == len(text) or text[end] in " \n)].,;:'?!\"-"
