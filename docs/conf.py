@@ -16,7 +16,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import numpyro_neb
 
 sys.path.insert(0, str(Path(__file__).parent))
-import formulas  # noqa: E402 (a neighbour)
+import formulas
 
 project = "numpyro_neb"
 author = "the authors of numpyro_neb"
@@ -43,6 +43,7 @@ nb_merge_streams = True
 default_role = "py:obj"
 smartquotes_action = "D"  # dashes, and no quotes: they are code more often than not
 highlight_language = "none"  # an indented block is a formula
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -113,11 +114,16 @@ def _display(writer: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings know backticks, doctests, and formulas set off by an indentation.
+# **Bold** and *emphasis* stay; any other asterisk is a product, or a shape's star.
+ASTERISK = r"(\*\*[^*]+\*\*|(?<=\s)\*\w[^*]*\w\*(?=[\s.,;:]))|\*"
 
-    An asterisk is a product, or a shape's star.
-    """
+
+def _escape(match: re.Match[str]) -> str:
+    return match[1] or r"\*"
+
+
+def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings know backticks, doctests, and formulas set off by an indentation."""
     del app, what, name, obj, options
     out: list[str] = []
     in_doctest = in_formula = in_code = False
@@ -133,7 +139,7 @@ def _plain_text(app: Any, what: Any, name: Any, obj: Any, options: Any, lines: l
             out[-1:] = ["", "::", ""]
         if not in_doctest and not in_formula:
             parts = line.split("`")
-            parts[in_code::2] = [part.replace("*", r"\*") for part in parts[in_code::2]]
+            parts[in_code::2] = [re.sub(ASTERISK, _escape, part) for part in parts[in_code::2]]
             line = "`".join(parts)
             in_code ^= len(parts) % 2 == 0
         out.append(line)

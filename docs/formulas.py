@@ -10,33 +10,39 @@ import re
 from typing import NamedTuple
 
 GREEK = {
-    "sigma": r"\sigma", "phi": r"\varphi", "eps": r"\varepsilon", "eta": r"\eta",
-    "gamma": r"\gamma", "delta": r"\delta", "chi": r"\chi",
+    "sigma": r"\sigma", "phi": r"\varphi", "Phi": r"\Phi", "eps": r"\varepsilon", "eta": r"\eta",
+    "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "delta": r"\delta", "chi": r"\chi",
+    "theta": r"\theta", "lambda": r"\lambda", "mu": r"\mu", "tau": r"\tau",
 }  # fmt: skip
 # What stands in front of its operand, with or without brackets.
 OPERATORS = {
     "grad": r"\nabla ", "div": r"\operatorname{div}", "Hess": r"\operatorname{Hess}",
     "log": r"\log ", "exp": r"\exp ", "tanh": r"\tanh ", "E": r"\operatorname{E}",
-    "Var": r"\operatorname{Var}", "Cov": r"\operatorname{Cov}", "sum": r"\sum", "max": r"\max ",
-    "min": r"\min ", "mean": r"\operatorname{mean}",
+    "Var": r"\operatorname{Var}", "Cov": r"\operatorname{Cov}", "sum": r"\sum", "max": r"\operatorname{max}",
+    "min": r"\operatorname{min}", "mean": r"\operatorname{mean}",
 }  # fmt: skip
-FENCES = {"norm": (r"\lVert ", r"\rVert "), "abs": (r"\lvert ", r"\rvert "), "sqrt": (r"\sqrt{", "}")}
+FENCES = {
+    "norm": (r"{\lVert ", r"\rVert}"), "abs": (r"{\lvert ", r"\rvert}"), "sqrt": (r"\sqrt{", "}"),
+}  # fmt: skip
 SIGNS = {
     "+": "+", "-": "-", "=": "=", "<": "<", ">": ">", "/": "/", "~": r"\sim ", "∝": r"\propto ",
     "<=": r"\leq ", ">=": r"\geq ", "<-": r"\leftarrow ", "*": r"\,", r"\*": r"\,",
-    "+=": r"\;{+}{=}\;", "-=": r"\;{-}{=}\;",
+    "+=": r"\text{ += }", "-=": "\\text{ \u2212= }",
 }  # fmt: skip
 RELATIONS = {"=", "<", ">", "<=", ">=", "~", "∝", "<-", "+=", "-="}
-# In prose these separate words, and formulas only in brackets.
+# In prose these separate formulas, and not their parts, unless they stand in brackets.
 SEPARATORS = {",": r",\;", ";": r";\;", "|": r"\mid ", "given": r"\mid "}
-WORDS = {"loc", "scale", "network", "friction"}  # names of arguments that stand in formulas
+# Names that stand in formulas.
+WORDS = {"loc", "scale", "network", "friction", "data", "rest", "frozen", "value", "mean"}
 DIFFERENTIALS = {"dx", "dy", "dt", "dH"}
 BRACKETS = {"(": ")", "[": "]"}
 
+NUMBER = r"\d+(?:\.\d+)?(?!\w)"
+NAME = r"\w+(?:(?<=_)(?:\{[\w+-]+\}|\([\w+-]+\)))?"  # with an index, as in x_(j-1)
 TOKEN = re.compile(
-    r"\(Laplacian\s+of\s+phi\)|\d+(?:\.\d+)?(?!\w)|\w+|\\?\*|<=|>=|<-|\+=|-=|\S", re.DOTALL
+    rf"\(Laplacian\s+of\s+phi\)|{NUMBER}|{NAME}|\.{{3}}|\\?\*|<=|>=|<-|\+=|-=|\S", re.DOTALL
 )
-VARIABLE = re.compile(r"([A-Za-z]|" + "|".join(GREEK) + r")(?:_(\w{1,2}|hat))?")
+VARIABLE = re.compile(r"([A-Za-z]|" + "|".join(GREEK) + r")(?:_(\w{1,2}|hat|[{(][\w+-]+[)}]))?")
 
 
 class Part(NamedTuple):
@@ -56,67 +62,69 @@ class Formula:
         self.tokens = [match.group() for match in found]
         self.spans = [match.span() for match in found]
 
-    def token(self, i: int) -> str:
+    def _token(self, i: int) -> str:
         return self.tokens[i] if i < len(self.tokens) else ""
 
-    def touches(self, i: int) -> bool:
+    def _touches(self, i: int) -> bool:
         """Whether there is no space in front of token i."""
         return 0 < i < len(self.tokens) and self.spans[i][0] == self.spans[i - 1][1]
 
     def sequence(self, i: int, depth: int) -> Part | None:
         """As many operands as follow each other, by juxtaposition or with signs in between."""
-        first = self.operand(i, depth, after_sign=self.token(i + 1) == "=")
-        if first is None and self.token(i) == "-":
-            attached = self.operand(i + 1, depth) if self.touches(i + 1) else None
+        first = self._operand(i, depth, after_sign=self._token(i + 1) == "=")
+        if first is None and self._token(i) == "-":
+            attached = self._operand(i + 1, depth) if self._touches(i + 1) else None
             first = attached and Part("-" + attached.tex, attached.end, attached.sure)
         while first:
-            following = self.signed(first, depth) or self.juxtaposed(first, depth)
+            following = self._signed(first, depth) or self._juxtaposed(first, depth)
             if following is None:
                 break
             first = following
         return first
 
-    def signed(self, left: Part, depth: int) -> Part | None:
-        sign, i = self.token(left.end), left.end + 1
-        if sign in SEPARATORS and (depth or self.display):
+    def _signed(self, left: Part, depth: int) -> Part | None:
+        sign, i = self._token(left.end), left.end + 1
+        if sign in SEPARATORS and (depth or self.display or sign == "given"):
             tex = SEPARATORS[sign]
-        elif sign in SIGNS and self.touches(i) == self.touches(i - 1):
+        elif sign in SIGNS and self._touches(i) == self._touches(i - 1):
             tex = SIGNS[sign]
         else:
             return None
-        right = self.operand(i, depth, after_sign=True)
-        if right is None and self.token(i) in "+-":
-            right = self.operand(i + 1, depth, after_sign=True)
+        right = self._operand(i, depth, after_sign=True)
+        if right is None and self._token(i) in "+-":
+            right = self._operand(i + 1, depth, after_sign=True)
             right = right and Part("-" + right.tex, right.end, right.sure)
         if right is None:
             return None
         sure = left.sure or right.sure or sign in RELATIONS
         return Part(left.tex + tex + right.tex, right.end, sure)
 
-    def juxtaposed(self, left: Part, depth: int) -> Part | None:
+    def _juxtaposed(self, left: Part, depth: int) -> Part | None:
         i = left.end
-        dot = self.token(i) == "." and self.touches(i) and self.touches(i + 1)
-        last = self.token(i - 1)
+        dot = self._token(i) == "." and self._touches(i) and self._touches(i + 1)
+        last = self._token(i - 1)
         named = last in WORDS or "_" in last
-        right = self.operand(i + dot, depth, after_sign=named)
-        if right is None or (self.token(i + dot)[0].isdigit() and not depth):
+        right = self._operand(i + dot, depth, after_sign=named)
+        if right is None or (self._token(i + dot)[0].isdigit() and not depth):
             return None
         tex = left.tex + (r"\cdot " if dot else r"\," if right.tex[0] != "(" else "") + right.tex
         return Part(tex, right.end, left.sure or right.sure)
 
-    def operand(self, i: int, depth: int, after_sign: bool = False) -> Part | None:
+    def _operand(self, i: int, depth: int, after_sign: bool = False) -> Part | None:
         """A number, a variable, brackets, or an operator with its operand; and its powers."""
-        found = self.simple(i, depth, after_sign)
+        found = self._simple(i, depth, after_sign)
         while found:
             tex, end, sure = found
-            token = self.token(end)
-            if token == "'" and self.touches(end) and not self._is_possessive(end):
+            token = self._token(end)
+            if token == "'" and self._touches(end) and not self._is_possessive(end):
                 found = Part(tex + "'", end + 1, sure)
-            elif token in ("*", r"\*") and self.touches(end) and not self._glues(end + 1):
+            elif token[:1] == "_" and self._touches(end) and 2 <= len(token) <= 3:  # y'_i
+                found = Part(f"{tex}_{{{token[1:]}}}", end + 1, True)
+            elif token in ("*", r"\*") and self._touches(end) and not self._glues(end + 1):
                 found = Part(tex + "^*", end + 1, sure)
             elif token == "^":
-                minus = self.token(end + 1) == "-"
-                power = self.simple(end + 1 + minus, depth + 1, True)
+                minus = self._token(end + 1) == "-"
+                power = self._simple(end + 1 + minus, depth + 1, True)
                 if power is None:
                     return None
                 exponent = power.tex[1:-1] if power.tex[0] == "(" else power.tex
@@ -126,52 +134,57 @@ class Formula:
         return found
 
     def _is_possessive(self, i: int) -> bool:
-        return self.touches(i + 1) and self.token(i + 1)[0].isalnum()
+        return self._touches(i + 1) and self._token(i + 1)[0].isalnum()
 
     def _glues(self, i: int) -> bool:
         """Whether an asterisk in front of token i is a product or a shape's."""
-        return self.touches(i) and self.token(i)[0] not in ")],.;:'"
+        return self._touches(i) and self._token(i)[0] not in ")],.;:'"
 
-    def simple(self, i: int, depth: int, after_sign: bool) -> Part | None:
-        token = self.token(i)
+    def _simple(self, i: int, depth: int, after_sign: bool) -> Part | None:
+        token = self._token(i)
         base, _, index = token.partition("_")
         if token.startswith("(Laplacian"):
             return Part(r"\Delta\varphi", i + 1, True)
         if token in BRACKETS:
-            return self.brackets(i, depth)
+            return self._brackets(i, depth)
         if token and token[0].isdigit():
             return Part(token, i + 1) if re.fullmatch(r"[\d.]+", token) else None
-        if token == "." and depth and self.token(i + 1) in (",", ")"):
+        if token == "...":
+            return Part(r"\dots ", i + 1)
+        if token == "." and depth and self._token(i + 1) in (",", ")"):
             return Part(r"\cdot", i + 1)
-        if token in FENCES and self.token(i + 1) == "(":
-            inside = self.brackets(i + 1, depth)
+        if token in FENCES and self._token(i + 1) == "(":
+            inside = self._brackets(i + 1, depth)
             left, right = FENCES[token]
             return inside and Part(left + inside.tex[1:-1] + right, inside.end, True)
         if base in OPERATORS:
-            return self.applied(OPERATORS[base] + (f"_{{{index}}}" if index else ""), i, depth)
+            operator = OPERATORS[base] + (f"_{{{index}}}" if index else "")
+            applied = self._applied(operator, i, depth)
+            if applied or token not in WORDS:
+                return applied or (self._variable(token, i) if VARIABLE.fullmatch(token) else None)
         variable = VARIABLE.fullmatch(token)
         if token in DIFFERENTIALS or (variable and (depth or token not in ("a", "A"))):
-            return self.variable(token, i)
+            return self._variable(token, i)
         named = token in WORDS or re.fullmatch(r"[a-z]{2,}(_[a-z]+)+", token)
         if self.display or (named and (depth or after_sign)):
-            return self.words(i)
+            return self._words(i)
         return None
 
-    def brackets(self, i: int, depth: int) -> Part | None:
-        left = self.token(i)
+    def _brackets(self, i: int, depth: int) -> Part | None:
+        left = self._token(i)
         inside = self.sequence(i + 1, depth + 1)
-        if inside is None or self.token(inside.end) != BRACKETS[left]:
+        if inside is None or self._token(inside.end) != BRACKETS[left]:
             return None
         return Part(left + inside.tex + BRACKETS[left], inside.end + 1, inside.sure)
 
-    def applied(self, operator: str, i: int, depth: int) -> Part | None:
-        operand = self.operand(i + 1, depth)
-        if operand is None or (self.token(i + 1)[0].isdigit() and not depth):
+    def _applied(self, operator: str, i: int, depth: int) -> Part | None:
+        operand = self._operand(i + 1, depth)
+        if operand is None or (self._token(i + 1)[0].isdigit() and not depth):
             return None
         space = "" if operand.tex[0] in "([" or operator.endswith(" ") else r"\,"
         return Part(operator + space + operand.tex, operand.end, True)
 
-    def variable(self, token: str, i: int) -> Part:
+    def _variable(self, token: str, i: int) -> Part:
         """A letter, with its index and its argument, as in f(y)."""
         match = VARIABLE.fullmatch(token)
         if match is None:
@@ -181,26 +194,27 @@ class Formula:
         if index == "hat":
             tex = rf"\hat{{{tex}}}"
         elif index:
-            tex += f"_{{{index}}}"
-        call = self.token(i + 1) == "(" and self.touches(i + 1)
-        arguments = self.brackets(i + 1, 1) if call else None
+            tex += f"_{{{index.strip('{}()')}}}"
+        call = self._token(i + 1) == "(" and self._touches(i + 1)
+        arguments = self._brackets(i + 1, 1) if call else None
         if arguments:
             return Part(tex + arguments.tex, arguments.end, True)
         return Part(tex, i + 1, letter in GREEK or bool(index))
 
-    def words(self, i: int) -> Part | None:
+    def _words(self, i: int) -> Part | None:
         """Words as text: in a display all that no table has, in prose the name of an argument."""
         end = i
-        while re.fullmatch(r"[a-z_]{2,}", self.token(end)) and not self._is_mathematical(end):
+        while re.fullmatch(r"[a-z_]{2,}", self._token(end)) and not self._is_mathematical(end):
             end += 1
             if not self.display:
                 break
-        text = " ".join(self.tokens[i:end]).replace("_", r"\_")
+        text = " ".join(self.tokens[i:end]).replace("_", r"}\_\text{")
         return Part(rf"\text{{{text}}}", end) if end > i else None
 
     def _is_mathematical(self, i: int) -> bool:
-        base = self.token(i).partition("_")[0]
-        return base in GREEK or base in OPERATORS or base in FENCES or self.token(i) == "given"
+        base = self._token(i).partition("_")[0]
+        named = base in GREEK or base in OPERATORS or base in FENCES or base == "given"
+        return named and base not in WORDS
 
 
 def display(line: str) -> str | None:
@@ -279,4 +293,4 @@ def _may_start(text: str, start: int) -> bool:
 
 
 def _may_end(text: str, end: int) -> bool:
-    return end == len(text) or text[end] in " \n)].,;:'?!\"-"
+    return end == len(text) or text[end] in " \n)]}.,;:'?!\"-"

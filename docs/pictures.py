@@ -1,4 +1,4 @@
-"""The pictures of the pages and of the gallery: `python docs/pictures.py` draws them all into docs/pictures.
+"""The pictures of the site: `python docs/pictures.py` draws them all into docs/pictures.
 
 Every setting is here. It takes some minutes on two cores; names as arguments draw those alone.
 """
