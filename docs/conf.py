@@ -104,7 +104,9 @@ def setup(app: Any) -> None:
 
 
 def _inline(writer: Any, node: nodes.math) -> None:
-    writer.body.append(tex2mathml(node.astext()))
+    formula = tex2mathml(node.astext())
+    is_long = len(node.astext()) > 60
+    writer.body.append(f'<span class="formula">{formula}</span>' if is_long else formula)
     raise nodes.SkipNode
 
 

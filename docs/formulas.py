@@ -18,8 +18,8 @@ GREEK = {
 OPERATORS = {
     "grad": r"\nabla ", "div": r"\operatorname{div}", "Hess": r"\operatorname{Hess}",
     "log": r"\log ", "exp": r"\exp ", "tanh": r"\tanh ", "E": r"\operatorname{E}",
-    "Var": r"\operatorname{Var}", "Cov": r"\operatorname{Cov}", "sum": r"\sum", "max": r"\operatorname{max}",
-    "min": r"\operatorname{min}", "mean": r"\operatorname{mean}",
+    "Var": r"\operatorname{Var}", "Cov": r"\operatorname{Cov}", "sum": r"\sum",
+    "max": r"\operatorname{max}", "min": r"\operatorname{min}", "mean": r"\operatorname{mean}",
 }  # fmt: skip
 FENCES = {
     "norm": (r"{\lVert ", r"\rVert}"), "abs": (r"{\lvert ", r"\rvert}"), "sqrt": (r"\sqrt{", "}"),
@@ -30,6 +30,7 @@ SIGNS = {
     "+=": r"\text{ += }", "-=": "\\text{ \u2212= }",
 }  # fmt: skip
 RELATIONS = {"=", "<", ">", "<=", ">=", "~", "∝", "<-", "+=", "-="}
+BREAK = "\n"  # where a long formula in prose may go to the next line: MathML is never broken
 # In prose these separate formulas, and not their parts, unless they stand in brackets.
 SEPARATORS = {",": r",\;", ";": r";\;", "|": r"\mid ", "given": r"\mid "}
 # Names that stand in formulas.
@@ -96,7 +97,10 @@ class Formula:
             right = right and Part("-" + right.tex, right.end, right.sure)
         if right is None:
             return None
-        sure = left.sure or right.sure or sign in RELATIONS
+        relation = sign in RELATIONS
+        if relation and not depth and not self.display:
+            tex = BREAK + tex
+        sure = left.sure or right.sure or relation
         return Part(left.tex + tex + right.tex, right.end, sure)
 
     def _juxtaposed(self, left: Part, depth: int) -> Part | None:
@@ -275,7 +279,9 @@ def inline(text: str) -> str:
         start, end = reader.spans[i][0], reader.spans[found.end - 1][1]
         # A formula that goes over the end of a line takes the break along.
         rest = re.search(r"\n *", text[start:end])
-        out += text[copied:start] + f":math:`{found.tex.strip()}`"
+        breakable = BREAK if found.end - i > 16 else "\0"
+        roles = [part.replace(BREAK, "").strip() for part in found.tex.split(breakable)]
+        out += text[copied:start] + " ".join(f":math:`{tex}`" for tex in roles)
         if rest:
             tail = text[end : end + 1]
             follows = tail if tail in (".", ",", ";", ":", ")", "]") else ""

@@ -50,6 +50,9 @@ def test_what_the_tables_cannot_do_stays_code(line):
         ("The jump y - sigma^2 grad phi(y), of shape (n, d).",
          r"The jump :math:`y-\sigma^{2}\,\nabla \varphi(y)`, of shape (n, d)."),
         ("So (y_i, y'_i) and y'_i", r"So :math:`(y_{i},\;y'_{i})` and :math:`y'_{i}`"),
+        ("Cov(X given Y=y) = sigma^2 (I - sigma^2 Hess phi(y))",
+         r":math:`\operatorname{Cov}(X\mid Y=y)` "
+         r":math:`=\sigma^{2}(I-\sigma^{2}\,\operatorname{Hess}\,\varphi(y))`"),
         ("with b = 0.", "with :math:`b=0`."),
         ("the sigma-weighted mean, phi's minimum",
          r"the :math:`\sigma`-weighted mean, :math:`\varphi`'s minimum"),

@@ -5,11 +5,14 @@ reason to skip: Sphinx comes with the extra `docs`, the browser with Debian's ch
 chromium-driver.
 """
 
+import doctest
 import functools
 import html.parser
 import http.server
+import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,8 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+
+import numpyro_neb as neb
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 
@@ -116,6 +121,39 @@ def test_nothing_is_fetched_from_elsewhere(site, pages):
     assert not remote
 
 
+def test_titles_differ(site, pages):
+    titles = {}
+    for path in pages:
+        title = re.search(r"<title>(.*?)</title>", path.read_text(), re.DOTALL)[1]
+        titles.setdefault(title.strip(), []).append(str(path.relative_to(site)))
+    assert [names for names in titles.values() if len(names) > 1] == []
+
+
+def test_the_header_has_the_version_and_the_repository(site):
+    text = (site / "docs/index.html").read_text()
+    header = text[text.index("<header") : text.index("</header>")]
+    assert f"numpyro_neb {neb.__version__}" in header
+    urls = importlib.metadata.metadata("numpyro-neb").get_all("Project-URL") or []
+    repository = [url.split(", ")[1] for url in urls if url.startswith("Repository, ")]
+    assert re.findall(r'href="(https?:[^"]+)"', header) == repository
+
+
+def test_formulas_of_docstrings_are_maths(site):
+    text = (site / "docs/api/training.html").read_text()
+    body = text[text.index('<dt class="sig sig-object py" id="numpyro_neb.sure_loss">') :]
+    formula = re.search(r'<div class="formula">(.*?)</div>', body, re.DOTALL)[1]
+    symbols = html.unescape("".join(re.findall(r">([^<>\s]+)<", formula)))
+    minus, sigma, applied, hat = "\u2212", "\u03c3", "\u2061", "\u02c6"
+    assert symbols == f"‖x{hat}(y){minus}y‖2+2{sigma}2div{applied}x{hat}(y){minus}{sigma}2d"
+    # Docstrings say sigma where the name of an argument is meant, and so do their doctests.
+    for path in (site / "docs/api").glob("*.html"):
+        prose = re.sub(
+            r"<(pre|code|dt|math|title|nav)\b.*?</\1>", "", path.read_text(), flags=re.DOTALL
+        )
+        words = re.sub(r"<[^>]+>", " ", prose)
+        assert not re.search(r"sigma\^2|\bgrad phi|\bnorm\([xyX] ", words), path
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
@@ -188,3 +226,48 @@ def test_search_finds_the_kernel(browser, address):
     wait_for(browser, results, lambda found: any("api/sampling.html#" in link for link in found))
     assert links
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_line_of_code_fits_the_column(browser, address):
+    browser.get(f"{address}/docs/index.html")
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        for name in ("docs/index", "docs/evaluation", "docs/api/sampling", "docs/gallery"):
+            browser.get(f"{address}/{name}.html")
+            wait_for(browser, "return document.readyState == 'complete'")
+            blocks = "return [...document.querySelectorAll('pre')]"
+            cut = f"{blocks}.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+            assert browser.execute_script(cut) == [], name
+            width = "return document.querySelector('article').clientWidth"
+            assert browser.execute_script(width) >= 800, name
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def shown_and_copied(browser, url):
+    """The first block of code of a page, and what its button copies."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    browser.get(url)
+    wait_for(browser, "return document.querySelector('.copybtn')")
+    button = browser.find_element("class name", "copybtn")
+    listen = "document.addEventListener('copy', e => { window.copied = e.target.value; });"
+    browser.execute_script(f"window.copied = null; {listen}")
+    ActionChains(browser).move_to_element(button).click(button).perform()
+    wait_for(browser, "return window.copied")
+    shown = "return document.querySelector('pre').innerText"
+    return browser.execute_script(shown), browser.execute_script("return window.copied")
+
+
+def test_copy_buttons_leave_out_prompts_and_outputs(browser, address):
+    shown, copied = shown_and_copied(browser, f"{address}/docs/api/memories.html")
+    assert shown.startswith(">>> ")
+    assert "[ 1. -1.]" in shown
+    sources = [part.source for part in doctest.DocTestParser().get_examples(shown)]
+    assert copied.strip() == "".join(sources).strip()
+    assert "[ 1. -1.]" not in copied
+    shown, copied = shown_and_copied(browser, f"{address}/docs/index.html")
+    assert copied.strip() == shown.strip()
