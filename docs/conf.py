@@ -103,15 +103,21 @@ def setup(app: Any) -> None:
     app.connect("html-page-context", _title)
 
 
+def _mathml(tex: str, *, as_block: bool = False) -> str:
+    """With norms whose bars are of one height: under a power only one of them would stretch."""
+    formula = tex2mathml(tex, as_block=as_block)
+    return re.sub(r"<mo\b([^>]*)>‖<", r'<mo\1 stretchy="false">‖<', formula)
+
+
 def _inline(writer: Any, node: nodes.math) -> None:
-    formula = tex2mathml(node.astext())
+    formula = _mathml(node.astext())
     is_long = len(node.astext()) > 60
     writer.body.append(f'<span class="formula">{formula}</span>' if is_long else formula)
     raise nodes.SkipNode
 
 
 def _display(writer: Any, node: nodes.math_block) -> None:
-    formula = tex2mathml(node.astext(), as_block=True)
+    formula = _mathml(node.astext(), as_block=True)
     writer.body.append(f'<div class="formula">{formula}</div>')
     raise nodes.SkipNode
 

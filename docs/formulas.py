@@ -26,7 +26,7 @@ FENCES = {
 }  # fmt: skip
 SIGNS = {
     "+": "+", "-": "-", "=": "=", "<": "<", ">": ">", "/": "/", "~": r"\sim ", "∝": r"\propto ",
-    "<=": r"\leq ", ">=": r"\geq ", "<-": r"\leftarrow ", "*": r"\,", r"\*": r"\,",
+    "<=": r"\leq ", ">=": r"\geq ", "<-": r"\leftarrow ", "*": r"\cdot ", r"\*": r"\cdot ",
     "+=": r"\text{ += }", "-=": "\\text{ \u2212= }",
 }  # fmt: skip
 RELATIONS = {"=", "<", ">", "<=", ">=", "~", "∝", "<-", "+=", "-="}
@@ -162,6 +162,7 @@ class Formula:
             left, right = FENCES[token]
             return inside and Part(left + inside.tex[1:-1] + right, inside.end, True)
         if base in OPERATORS:
+            index = rf"\text{{{index}}}" if len(index) > 2 else index
             operator = OPERATORS[base] + (f"_{{{index}}}" if index else "")
             applied = self._applied(operator, i, depth)
             if applied or token not in WORDS:

@@ -28,8 +28,9 @@ PACKAGE = Path(__file__).parent.parent / "numpyro_neb"
          r"\operatorname{E}(E_{n}-E_{n-1})^{2}/\operatorname{Var}\,E"),
         ("P(X_j <= x given X_1 = x_1, ..., X_(j-1) = x_(j-1))",
          r"P(X_{j}\leq x\mid X_{1}=x_{1},\;\dots ,\;X_{j-1}=x_{j-1})"),
+        ("E_data grad phi(Y)", r"\operatorname{E}_{\text{data}}\,\nabla \varphi(Y)"),
         ("d the number of coordinates", r"d\,\text{the number of coordinates}"),
-        ("denoising_weight * phi(y)", r"\text{denoising}\_\text{weight}\,\varphi(y)"),
+        ("denoising_weight * phi(y)", r"\text{denoising}\_\text{weight}\cdot \varphi(y)"),
     ],
 )  # fmt: skip
 def test_a_displayed_formula(line, tex):
