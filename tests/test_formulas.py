@@ -84,14 +84,14 @@ def test_prose_stays_prose(text):
 def test_code_and_names_stay_as_they_are():
     lines = [
         "The energy phi, `sigma^2` and `x", "sigma` of it.", "",
-        ":param sigma: In units of sigma.", ":raises ValueError: If sigma < 0.", "",
+        ":raises ValueError: If sigma < 0.", ":param sigma: In units of sigma.", "",
         ">>> sigma = 0.3", "sigma", "", "See::", "", "    sigma^2", "", ".. math::", "",
         r"    \sigma", "", "Then phi.",
     ]  # fmt: skip
     changed = {
         0: r"The energy :math:`\varphi`, `sigma^2` and `x",
-        3: r":param sigma: In units of :math:`\sigma`.",
-        4: r":raises ValueError: If :math:`\sigma<0`.",
+        3: r":raises ValueError: If :math:`\sigma<0`.",
+        4: r":param sigma: In units of :math:`\sigma`.",
         17: r"Then :math:`\varphi`.",
     }
     assert formulas.prose(lines) == [changed.get(i, line) for i, line in enumerate(lines)]
