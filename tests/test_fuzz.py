@@ -372,7 +372,7 @@ def test_pictures(shape, dtype, columns):
     assert plots.walk_jump(images[None]).images
     assert plots.recall_paths(images[None]).images
     ones = np.ones(len(images), int)
-    found = memories.FoundMemories(images, ones, ones > 0, ones, ones)
+    found = memories.FoundMemories(images, ones, ones > 0, ones, ones, ones)
     assert len(plots.memories(found, columns=columns).texts) == len(images)
     plt.close("all")
 

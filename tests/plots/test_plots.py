@@ -50,7 +50,8 @@ def test_paths_are_shown_on_the_scale_of_the_memories():
 
 def found_memories(stable):
     counts, basins = np.array([7, 2, 1, 1]), np.zeros(11, int)
-    return FoundMemories(IMAGES, np.zeros(4), np.array([True, True, True, stable]), counts, basins)
+    all_stable = np.array([True, True, True, stable])
+    return FoundMemories(IMAGES, np.zeros(4), all_stable, counts, basins, np.ones(4))
 
 
 def test_memories_with_the_sizes_of_their_basins():
@@ -92,7 +93,7 @@ def test_bad_arguments(untyped):
         neb.plots.recall_paths(IMAGES)
     with pytest.raises(ValueError, match="columns must be a positive int, got 0"):
         neb.plots.memories(found_memories(True), columns=0)
-    none = FoundMemories(IMAGES[:0], *(np.zeros(0, int),) * 4)
+    none = FoundMemories(IMAGES[:0], *(np.zeros(0, int),) * 5)
     with pytest.raises(ValueError, match="found must hold at least one memory, got none"):
         neb.plots.memories(none)
     limits = ((-1.0, 1.0), (-1.0, 1.0))

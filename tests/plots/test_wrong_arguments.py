@@ -22,8 +22,8 @@ import numpyro_neb as neb
 from numpyro_neb import memories, plots
 
 TRIPLE = dict.fromkeys(("clean", "noisy", "jump"), IMAGES)
-FOUND = memories.FoundMemories(IMAGES, *(np.ones(3, int),) * 3, np.arange(3))
-EMPTY = memories.FoundMemories(IMAGES[:0], *(np.zeros(0, int),) * 4)
+FOUND = memories.FoundMemories(IMAGES, *(np.ones(3, int),) * 3, np.arange(3), np.ones(3))
+EMPTY = memories.FoundMemories(IMAGES[:0], *(np.zeros(0, int),) * 5)
 OVERLAPS = neb.sphere_overlaps(PAIRS, progress_bar=False)
 LIMITS = ((-1.0, 1.0), (-1.0, 1.0))
 IN_THREE = neb.MixtureEnergy(np.eye(3), 0.5)
