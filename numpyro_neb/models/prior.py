@@ -31,7 +31,9 @@ def learned_prior(
     so that x has the mean and covariance of X: the jump x_hat(Y) alone lacks E Cov(X given Y).
     The law of X given y is taken to be Gaussian. That is right if X's density changes little over
     one sigma, as in a mixture of Gaussians about three times wider than sigma, and wrong if the
-    noise mixes modes of X: then choose a smaller sigma.
+    noise mixes modes of X: then choose a smaller sigma. For an exact `MixtureEnergy` whose
+    components have covariances, covariance="full" takes the exact law of X given y instead, by
+    Rosenblatt's map of eps, so that x has the law of X at every sigma.
 
     The sites are `<name>`, the deterministic x; `<name>_y` and `<name>_eps`, the latent ones, which
     are independent a priori and which `to_arviz` keeps out of `posterior` unless asked for; and
@@ -64,7 +66,8 @@ def learned_prior(
 
     Reference:
         Robbins 1956; Miyasawa 1961; the second-order formula is in Efron, Tweedie's formula and
-        selection bias, JASA 106 (2011).
+        selection bias, JASA 106 (2011). Rosenblatt, Remarks on a multivariate transformation,
+        Annals of Mathematical Statistics 23 (1952).
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro_neb as neb

@@ -136,6 +136,15 @@ class AbstractPosterior(AbstractOrFinal):
     def check_density(self) -> None:
         """Raises a ValueError if the law does not have a density for `log_prob`."""
 
+    def around_mean(self, eps: Float[Array, "*event"]) -> Float[Array, "*event"] | None:
+        """X - mean as a smooth function of N(0, I) noise, exact in law; None if not known.
+
+        Args:
+            eps: Standard normal noise, of shape `event_shape`.
+        """
+        del eps
+        return None
+
     def prepared(self) -> "AbstractPosterior":
         """The same law, with the work that its draws and densities share done once."""
         return self

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro_neb._internal.checks import check_key
 from numpyro_neb.posteriors.base import AbstractPosterior, normal_cdf, root_of
 from numpyro_neb.posteriors.components import Components, contract
+from numpyro_neb.posteriors.rosenblatt import rosenblatt
+from numpyro_neb.posteriors.spreads import floor
 
 
 @final
@@ -196,8 +198,28 @@ class MixturePosterior(AbstractPosterior):
     def check_density(self) -> None:
         """Raises a ValueError if a concrete (untraced) C_i is singular but not zero."""
         spreads = self.components.spreads
-        if spreads is not None and not isinstance(spreads, Tracer) and not np.all(spreads > 0):
+        known = spreads is not None and not isinstance(spreads, Tracer)
+        if known and not np.all(np.asarray(spreads) > 0):  # under jit, `spreads > 0` is traced
             raise ValueError("log_prob needs a mixture whose covariances are positive definite")
+
+    def around_mean(self, eps: Float[Array, "*event"]) -> Float[Array, "*event"] | None:
+        """X - mean by `rosenblatt`, which needs a density: None if C_i = 0.
+
+        A singular C_i has its zero eigenvalues raised to `spreads.floor`.
+        """
+        local = self._local
+        if local.axes is None:
+            return None
+        # S_i = Cov(X given y, i) = axes diag(shrunk) axes' = R'R, by QR to keep the digits of R.
+        shares = local.shrunk(self.sigma) / self.sigma**2
+        shares = jnp.maximum(shares, jax.vmap(floor)(shares)[:, None])
+        half = self.sigma * jnp.sqrt(shares)[:, :, None] * jnp.swapaxes(local.axes, 1, 2)
+        upper = jnp.linalg.qr(half)[1]
+        signs = jnp.where(jnp.diagonal(upper, axis1=1, axis2=2) < 0, -1, 1)[:, :, None]
+        factors = jnp.swapaxes(signs.astype(upper.dtype) * upper, 1, 2)
+        log_r = self.components.log_responsibilities(self.y, self.sigma)
+        x = rosenblatt(log_r, self._means(local), factors, eps.reshape(-1))
+        return (x - self._centre).reshape(self.event_shape)
 
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
         """The log density at x, or its log probability if C_i = 0."""

@@ -28,12 +28,19 @@ class AbstractSpread(eqx.Module):
 
 
 class Full(AbstractSpread):
-    """The full covariance: d products with it and an eigendecomposition of order d^3."""
+    """The full covariance: d products with it and an eigendecomposition of order d^3.
+
+    If the posterior knows its law as a function of the noise, as a mixture with a density does,
+    the draws have that law instead of a Gaussian's.
+    """
 
     def root(
         self, posterior: AbstractPosterior, eps: Float[Array, "*event"]
     ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
-        """R eps with R the symmetric root of the covariance."""
+        """R eps with R the symmetric root of the covariance, or the posterior's `around_mean`."""
+        around = posterior.around_mean(eps)
+        if around is not None:
+            return around, jnp.zeros_like(posterior.sigma)
         root, projected = projected_root(posterior.covariance / posterior.sigma**2)
         return posterior.sigma * contract("ij,j->i", root, eps.reshape(-1)).reshape(
             eps.shape
