@@ -30,7 +30,7 @@ ARROWS = {
     "streaming": {"_internal", "diagnostics", "files", "sampling", "training"},
     "plots": {"_internal", "diagnostics", "energies", "evaluation", "geometry", "memories"},
     # A user of the package, beside which it knows a few rooms.
-    "cli": {"the front door", "_internal", "energies"},
+    "cli": {"the front door", "_internal", "empirical_bayes", "energies"},
     "__main__": {"cli"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -27,6 +27,7 @@ from numpyro_neb._internal.checks import (
 )
 from numpyro_neb._internal.events import check_rows
 from numpyro_neb.cli.files import check_file, check_out, holds_arrays, read_array
+from numpyro_neb.empirical_bayes.noise import warn_of_other_noise
 from numpyro_neb.energies.base import trainable
 
 _DATA = "floats of shape (n, *event_shape): .npy, .npz, or .csv or .tsv with a line of names"
@@ -145,7 +146,8 @@ def _add_others(commands):
     denoise = commands.add_parser(
         "denoise",
         help="the posterior mean of noisy examples",
-        description="One jump, E[X given Y=y], from each noisy example. Writes .npy.",
+        description="One jump, E[X given Y=y], from each noisy example. Writes .npy, "
+        "and warns if the noise does not look like the energy's sigma.",
     )
     _energy_and_out(denoise, "clean.npy", "noisy")
     denoise.set_defaults(run=_denoise)
@@ -374,8 +376,10 @@ def _run_at_once(mcmc, key, out):
 def _denoise(arguments):
     check_out(arguments.out, (".npy",), arguments.energy, arguments.data)
     energy, noisy = _energy(arguments.energy), read_array(arguments.data, arguments.array)
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(neb.posterior_mean(energy, noisy)))
+    clean, buffer = np.asarray(neb.posterior_mean(energy, noisy)), io.BytesIO()
+    if clean.size:
+        warn_of_other_noise(energy, noisy)
+    np.save(buffer, clean)
     write_whole(arguments.out, buffer.getvalue())
     print(f"written: {arguments.out}, of shape {noisy.shape}")
 

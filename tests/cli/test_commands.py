@@ -1,5 +1,6 @@
 """The command line on files of arrays."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -181,6 +182,20 @@ def test_denoise_and_recall(energy, tmp_path, capsys):
     with np.load(tmp_path / "m.npz") as found:
         np.testing.assert_allclose(found["attractors"], expected, atol=1e-3)
         assert found["stable"].all()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("noise", "warns"), [(0.5, False), (1.0, True), (0.2, True)])
+def test_denoise_warns_of_another_noise(energy, tmp_path, capsys, noise, warns):
+    rng = np.random.default_rng(0)
+    noisy = rng.choice([-2.0, 2.0], (500, 1)) + noise * rng.normal(size=(500, 4))
+    np.save(tmp_path / "noisy.npy", noisy)
+    assert run("denoise", energy, tmp_path / "noisy.npy", "--out", tmp_path / "clean.npy") == 0
+    found = re.search(r"warning: the noise of y looks like ([\d.]+), not", capsys.readouterr().err)
+    assert (found is not None) == warns
+    if found is not None:
+        # A standard error of 1 / sqrt(2 * 2,000), and two digits.
+        np.testing.assert_allclose(float(found[1]), noise, rtol=5 / np.sqrt(4000) + 0.05)
 
 
 def test_info(energy, data, tmp_path, capsys):
