@@ -17,6 +17,7 @@ from numpyro.util import find_stack_level
 from numpyro_neb._internal.arviz_data import (
     SupportsArviz,
     add_groups,
+    check_variable,
     created_by,
     datasets,
     event_dims,
@@ -96,8 +97,9 @@ def to_arviz(
     Raises:
         TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`, or an
             argument is only for the other of the two.
-        ValueError: If it has not run, `warmup` does not fit its chains, or num_samples is not a
-            positive int.
+        ValueError: If it has not run, `warmup` does not fit its chains, num_samples is not a
+            positive int, or a site has a slash in its name, as `numpyro.handlers.scope` makes
+            without `divider="."`.
 
     Warns:
         UserWarning: If draws are diverging: with the chain and the first such draw. If the measured
@@ -252,6 +254,8 @@ def from_walk(
         mcmc.sampler = kernel.wrap_model(lambda model: seed(model, jax.random.key(0)))
         density = ModelDensity(kernel.model, args, kwargs, kernel.init_strategy)
         sites = density.sites()
+        for name in sites:
+            check_variable(name)
         named, constants = _of_model(kernel.model, args, kwargs, sites, own)
         sigmas = density.constant_sigmas(sites).items()
         constants |= {f"{name}_sigma": np.asarray(sigma) for name, sigma in sigmas}

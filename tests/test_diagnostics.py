@@ -7,6 +7,7 @@ import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 import targets
 from numpyro.infer import HMC, MCMC, NUTS
@@ -261,3 +262,17 @@ def test_a_fit_has_no_warm_up():
     fit = neb.fit_mixture(np.zeros(3), 1.0)
     with pytest.raises(TypeError, match="prior must be None for a MixtureFit: it is for an MCMC"):
         neb.to_arviz(fit, prior={"x": np.zeros((1, 3))})
+
+
+def test_a_site_with_a_slash():
+    """`numpyro.handlers.scope` makes "a/y", which a tree of data takes for a path."""
+    energy = neb.MixtureEnergy(jnp.zeros((1, 2)), 0.5)
+    model = lambda: numpyro.sample("y", neb.SmoothedDensity(energy))  # noqa: E731
+    scoped = [numpyro.handlers.scope(model, prefix="a", divider=d) for d in ("/", ".")]
+    kernels = [neb.WalkJumpKernel(model=one) for one in scoped]
+    runs = [MCMC(k, num_warmup=2, num_samples=5, progress_bar=False) for k in kernels]
+    for mcmc in runs:
+        mcmc.run(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"without a slash, got 'a/y': .* divider='\.'"):
+        neb.to_arviz(runs[0])
+    assert set(neb.to_arviz(runs[1])["posterior"].data_vars) == {"a.y", "a.y_jump"}

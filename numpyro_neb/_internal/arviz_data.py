@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from numpyro_neb._internal.checks import require
+
 # Not row and column: the plots of ArviZ 1.x keep these for themselves.
 _EVENT_DIMS = {2: ("height", "width"), 3: ("channel", "height", "width")}
 
@@ -29,6 +31,16 @@ class SupportsArviz(Protocol):
 def event_dims(shape: tuple[int, ...]) -> list[str]:
     """The names of an event's dimensions: those of an image, or numbered ones."""
     return list(_EVENT_DIMS.get(len(shape), [f"event_dim_{i}" for i in range(len(shape))]))
+
+
+def check_variable(name: str) -> None:
+    """Raises a ValueError for a name with a slash: a tree of data takes it for a path.
+
+    Args:
+        name: The name of a site or a plate.
+    """
+    hint = "rename it, or in numpyro.handlers.scope pass divider='.'"
+    require("/" not in name, f"a site must have a name without a slash, got {name!r}: {hint}")
 
 
 def created_by() -> dict[str, str]:

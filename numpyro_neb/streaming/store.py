@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from numpyro_neb._internal.arviz_data import datasets, from_tree
+from numpyro_neb._internal.arviz_data import check_variable, datasets, from_tree
 from numpyro_neb._internal.atomic_files import check_plain
 from numpyro_neb._internal.checks import require, short
 from numpyro_neb.streaming.states import read_state, write_state
@@ -46,6 +46,9 @@ def check_names(sites: Iterable[str], dims: Mapping[str, Sequence[str]] | None) 
     """
     others = [name for names in (dims or {}).values() for name in names]
     hint = "rename it, or in numpyro.handlers.scope pass divider='.'"
+    sites = list(sites)
+    for name in sites:
+        check_variable(name)
     for name in [*sites, *others]:
         kind = "a dimension" if name in others else "a site"
         is_part = len(name.encode("utf-8", "replace")) <= _LONGEST_NAME and not _APART & set(name)
