@@ -19,6 +19,7 @@ from numpyro_neb._internal.fingerprints import fingerprint
 from numpyro_neb._internal.numpyro_mcmc import collected_fields, model_arguments, set_run
 from numpyro_neb.diagnostics import check_walk, from_walk, warn_of_divergence
 from numpyro_neb.files.energy_file import sha256_of
+from numpyro_neb.sampling.bias import measure_bias
 from numpyro_neb.sampling.kernel import WalkJumpKernel
 from numpyro_neb.sampling.targets import ModelDensity
 from numpyro_neb.streaming.states import raw, read_state, write_state
@@ -83,7 +84,8 @@ def stream(
         ModuleNotFoundError: Without zarr: `pip install 'numpyro-neb[stream]'`.
 
     Warns:
-        UserWarning: If draws are diverging; it names the chain and the first such draw.
+        UserWarning: If draws are diverging; it names the chain and the first such draw. If the
+            measured bias of the variances is beyond max_bias, as for `to_arviz`.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, numpyro_neb as neb
@@ -134,6 +136,7 @@ def stream(
             raise
     data = target.opened()
     warn_of_divergence(data["sample_stats"]["diverging"].values)
+    measure_bias(data, run.kernel.max_bias)
     return data
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import arviz as az
 import jax
@@ -45,6 +46,7 @@ def assert_draws(data, mcmc):
     for name, values in draws.items():
         np.testing.assert_array_equal(data["posterior"][name].values, values)
     fields = mcmc.get_extra_fields(group_by_chain=True)
+    fields = {k: v for k, v in fields.items() if hasattr(v, "shape")}  # an exact walk has no bias
     assert set(data["sample_stats"].data_vars) == set(fields)
     for name, values in fields.items():
         np.testing.assert_array_equal(data["sample_stats"][name].values, values)
@@ -297,6 +299,26 @@ def test_names_that_no_store_can_hold(name, tmp_path):
     with pytest.raises(ValueError, match="a dimension must have a name"):
         streamed(tmp_path / "draws.zarr", dims={"y": [name, "b"]})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bias_of_a_tuned_walk_is_written(tmp_path):
+    """As `to_arviz` writes it and warns of it."""
+    kernel = neb.WalkJumpKernel(
+        neb.MixtureEnergy(np.zeros((1, 2)), 0.7),
+        integrator=neb.integrators.ULA(),
+        num_steps=20,
+        adapt_step_size=True,
+        max_bias=0.3,
+    )
+    mcmc = chains(kernel, num_samples=200, num_chains=16, num_warmup=100)
+    mcmc.run(KEY)
+    with warnings.catch_warnings(record=True, action="always") as of_stream:
+        data = streamed(tmp_path / "a.zarr", mcmc, draws_per_write=100)
+    with warnings.catch_warnings(record=True, action="always") as of_run:
+        expected = neb.to_arviz(mcmc)["sample_stats"].attrs
+    assert [str(w.message) for w in of_stream] == [str(w.message) for w in of_run]
+    for name in ("variance_bias", "variance_bias_mcse"):
+        np.testing.assert_allclose(data["sample_stats"].attrs[name], expected[name], rtol=1e-5)
 
 
 def test_scoped_sites_with_another_divider(tmp_path):
