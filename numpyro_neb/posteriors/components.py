@@ -101,11 +101,15 @@ class Components(NamedTuple):
         centred = (y[None] - self.locs).reshape(len(self.locs), -1)
         return contract("kji,kj->ki", self.axes, centred)
 
-    def _logits(self, y, sigma):
-        """Log w_i N(y; m_i, sigma^2 I + C_i); if C_i = 0, without their common term."""
+    def _logits(self, y, sigma, densities=False):
+        """Log w_i N(y; m_i, sigma^2 I + C_i); if C_i = 0, without their common term.
+
+        Only densities are right at any distance: a walk that goes off must see them overflow.
+        """
         # At such a distance the nearest component has all the weight: further out, it still does.
         far = jnp.max(jnp.abs(y - self.loc)) / sigma
-        u = (y - self.loc) * jax.lax.stop_gradient(jnp.minimum(1, _FAR / jnp.maximum(far, 1)))
+        shrink = jax.lax.stop_gradient(jnp.minimum(1, _FAR / jnp.maximum(far, 1)))
+        u = y - self.loc if densities and self.spreads is not None else (y - self.loc) * shrink
         if self.spreads is None:
             # norm(y - m_i)^2 = norm(u)^2 - 2 u.v_i + norm(v_i)^2 with u = y - loc, v_i = m_i - loc.
             v = self._offsets / sigma
@@ -171,7 +175,7 @@ class Components(NamedTuple):
         """The log of the sum of exp(logits), or the average of the values if there are any."""
         count = len(self.locs)
         if count <= block:
-            logits = self._logits(y, sigma)
+            logits = self._logits(y, sigma, values is None)
             if values is None:
                 return jax.nn.logsumexp(logits), None
             return None, _weighted(jax.nn.softmax(logits), *values(self))
@@ -182,7 +186,7 @@ class Components(NamedTuple):
             start = jnp.minimum(number * block, count - block)
             part = self._block(start, block)
             new = start + jnp.arange(block) >= number * block
-            logits = jnp.where(new, part._logits(y, sigma), -jnp.inf)
+            logits = jnp.where(new, part._logits(y, sigma, values is None), -jnp.inf)
             top = jax.lax.stop_gradient(jnp.maximum(carry[0], jnp.max(logits)))
             shrink, weights = jnp.exp(carry[0] - top), jnp.exp(logits - top)
             total = shrink * carry[1] + jnp.sum(weights)

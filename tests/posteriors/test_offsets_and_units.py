@@ -196,3 +196,14 @@ def test_a_density_is_compiled_once():
     moved = eqx.tree_at(lambda e: e.loc, density.energy, density.energy.loc + 1)
     neb.SmoothedDensity(moved).log_prob(jnp.zeros((3, 1)))
     assert len(traced) <= before + 2  # arrays are arguments: only a new object is checked
+
+
+@pytest.mark.parametrize("size", [1e3, 1e14, 1e17])
+def test_an_energy_is_quadratic_however_far_out(size):
+    """At 10^17 sigma, too: otherwise a walk that goes off is never seen to become infinite."""
+    for covariances in (None, np.full((2, 1, 1), 0.25)):
+        energy = neb.MixtureEnergy(np.array([[-1.0], [1.0]]), 0.5, covariances=covariances)
+        variance = 0.25 if covariances is None else 0.5
+        value, slope = jax.value_and_grad(energy)(jnp.array([size]))
+        np.testing.assert_allclose(float(value), size**2 / (2 * variance), rtol=3e-3)
+        np.testing.assert_allclose(float(slope[0]), size / variance, rtol=3e-3)
