@@ -56,6 +56,7 @@ REASONS = {
         "integrators.WalkState",
         "integrators.accept_prob",
         "integrators.metropolis",
+        "integrators.stuck_if_not_finite",
     },
     "for who writes an objective": {"training.AbstractObjective"},
     "inside the package, behind the checks of what has rows": {
