@@ -27,7 +27,6 @@ class AbstractPosterior(AbstractOrFinal):
         sigma: The noise's standard deviation, which scales the posterior's rounding floor.
         event_shape: The shape of one x.
         mean: E[X given Y=y] = y - sigma^2 grad phi(y), of shape `event_shape`.
-        shared: Names of the fields that do not depend on y.
         reparametrised: Whether a draw is a differentiable function of y and of the energy.
 
     Reference:
@@ -45,8 +44,12 @@ class AbstractPosterior(AbstractOrFinal):
     event_shape: eqx.AbstractVar[tuple[int, ...]]
     mean: eqx.AbstractVar[Float[Array, "*event"]]
 
-    shared: ClassVar[tuple[str, ...]] = ()
     reparametrised: ClassVar[bool] = False
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The names of the fields that do not depend on y."""
+        return ()
 
     @abc.abstractmethod
     def product(self, v: Float[Array, "*event"]) -> Float[Array, "*event"]:

@@ -1,6 +1,6 @@
 """The exact law of X given Y=y under a mixture."""
 
-from typing import ClassVar, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -31,6 +31,7 @@ class MixturePosterior(AbstractPosterior):
         components: The law of X.
         sigma: The noise's standard deviation.
         y: The observation, of shape `event_shape`.
+        own: Whether other observations of a batch have other components.
 
     Reference:
         Miyasawa 1961; Stephens, False discovery rates: a new deal, Biostatistics 18 (2017), for the
@@ -48,10 +49,23 @@ class MixturePosterior(AbstractPosterior):
     y: Float[Array, "*event"]
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
-    shared: ClassVar[tuple[str, ...]] = ("components",)
+    own: bool = eqx.field(static=True)
 
-    def __init__(self, components: Components, sigma: Float[Array, ""], y: Float[Array, "*event"]):
+    def __init__(
+        self,
+        components: Components,
+        sigma: Float[Array, ""],
+        y: Float[Array, "*event"],
+        *,
+        own: bool = False,
+    ):
         self.components, self.sigma, self.y, self.event_shape = components, sigma, y, y.shape
+        self.own = own
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The components, unless each observation has its own."""
+        return () if self.own else ("components",)
 
     @property
     def size(self) -> int:
