@@ -33,6 +33,7 @@ REASONS = {
         "empirical_bayes.MixturePosterior",
         "empirical_bayes.PosteriorComponents",
         "empirical_bayes.PosteriorDistribution",
+        "empirical_bayes.Ranking",
         "evaluation.Baseline",
         "evaluation.Evaluation",
         "evaluation.PairedTest",

@@ -18,6 +18,8 @@ from numpyro_neb.empirical_bayes.functions import (
 )
 from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit
 from numpyro_neb.empirical_bayes.normal_means import fit_mixture
+from numpyro_neb.empirical_bayes.robust import cva, prior_moments, robust_interval
+from numpyro_neb.empirical_bayes.selection import Ranking
 from numpyro_neb.models.normalizer import log_normalizer
 from numpyro_neb.posteriors import (
     AbstractPosterior,
@@ -38,7 +40,9 @@ __all__ = [
     "MixturePosterior",
     "PosteriorComponents",
     "PosteriorDistribution",
+    "Ranking",
     "credible_interval",
+    "cva",
     "fit_mixture",
     "local_false_sign_rate",
     "log_normalizer",
@@ -47,4 +51,6 @@ __all__ = [
     "posterior_distribution",
     "posterior_mean",
     "posterior_std",
+    "prior_moments",
+    "robust_interval",
 ]

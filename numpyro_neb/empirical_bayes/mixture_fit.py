@@ -1,33 +1,34 @@
 """What `fit_mixture` returns: a law of X, and its posterior for each observation."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.arviz_data import created_by, event_dims, from_groups
-from numpyro_neb._internal.checks import (
-    Numbers,
-    check_count,
-    check_key,
-    check_reals,
-    check_shape,
-    check_squares,
-    finite_on_host,
-    require,
-)
+from numpyro_neb._internal.checks import Numbers, check_count, check_key, check_shape, require
 from numpyro_neb._internal.events import too_coarse
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
-from numpyro_neb.empirical_bayes.normal_kernel import NormalKernel
+from numpyro_neb.empirical_bayes.kernels import AbstractKernel, Parts, RowKernel
+from numpyro_neb.empirical_bayes.observations import (
+    AbstractObservations,
+    NormalObservations,
+    Prior,
+    observations,
+)
+from numpyro_neb.empirical_bayes.selection import Ranking, q_values, reported
+from numpyro_neb.empirical_bayes.signs import hidden_reach, sign_rates, why_none
 from numpyro_neb.energies.mixture import MixtureEnergy
+from numpyro_neb.posteriors.components import Components
 from numpyro_neb.posteriors.mixture import MixturePosterior
 
 _NUM_CHAINS = 4  # of ArviZ data
@@ -37,53 +38,90 @@ _NUM_CHAINS = 4  # of ArviZ data
 class MixtureFit:
     """A law of X estimated from noisy observations, and its posterior for each of them.
 
-    `to_arviz(fit)` gives ArviZ draws of each X. Likelihoods, summaries of the posterior and draws
-    are computed in float64 on the host, from differences to a location near each observation;
-    `energy` and `posterior` are for JAX, in its default float.
+    `to_arviz(fit)` gives ArviZ draws of each X, `to_dataframe()` a table. Likelihoods, summaries of
+    the posterior and draws are computed in float64 on the host, from differences to a point near
+    each observation; `energy` and `posterior` are for JAX, in its default float.
 
-    `posterior_mean` is what the fit is good for. The point masses say where X is likely to be, not
-    that X is discrete, so that the law of X given y is too narrow: 90% intervals
-    (`posterior.interval`) cover X in 50% to 80% of the cases, and among signs that `lfsr` gives at
-    most 5% to be wrong, 10% and more are, even if no X is near zero and the data are many.
+    With the nonparametric prior, `posterior_mean` is what the fit is good for. Its point masses say
+    where X is likely to be, not that X is discrete, so that the law of X given y is too narrow: 90%
+    intervals cover X in 50% to 80% of the cases. For intervals and sign rates use a smooth prior,
+    `prior="scale_mixture"`, or `robust_interval`.
 
     Attributes:
-        y: The observations, of shape (n, *event_shape).
-        sigma: The noise's standard deviation for each, of shape (n,).
-        locs: The locations of the point masses, of shape (K, *event_shape).
-        weights: Their weights, of shape (K,).
+        prior: The law of X.
+        observed: The observations and their noise.
         duality_gap: The log-likelihood is at most this far below the best of any weights on the
-            same candidate locations; NaN for data that the mixture was not fitted to.
+            same candidates; NaN for a family without this certificate, and for data that the
+            mixture was not fitted to.
         num_iterations: Newton steps taken.
         level: The noise level of `energy`, the median of the sigmas that the mixture was fitted to.
         blur: The second moment that mass near zero can have without being seen in the data that
-            the mixture was fitted to: see `lfsr_withheld`. Zero if `locs` has a gap around zero.
+            the mixture was fitted to: see `lfsr_withheld`. Zero if that does not matter.
     """
 
-    y: Float[np.ndarray, "n *event"]
-    sigma: Float[np.ndarray, " n"]
-    locs: Float[np.ndarray, "K *event"]
-    weights: Float[np.ndarray, " K"]
+    prior: Prior
+    observed: AbstractObservations
     duality_gap: float
     num_iterations: int
     level: float
     blur: float
 
+    @property
+    def y(self) -> Float[np.ndarray, "n *rest"]:
+        """The observations, of shape (n, *event_shape); NaN for a missing one."""
+        return self.observed.y
+
+    @property
+    def sigma(self) -> Any:
+        """The noise of each, of shape (n,); (n, p, p) for covariances, and None for counts."""
+        return self.observed.noise
+
+    @cached_property
+    def kernel(self) -> AbstractKernel:
+        """The likelihood of each observation under each component."""
+        return self.observed.kernel(self.prior)
+
+    @property
+    def locs(self) -> Float[np.ndarray, "..."]:
+        """The means of the components, the locations of point masses; (n, K) with covariates."""
+        return self.kernel.locs if isinstance(self.kernel, RowKernel) else self.prior.locs
+
+    @property
+    def weights(self) -> Float[np.ndarray, "*n K"]:
+        """The weights of the components; of shape (n, K) with covariates."""
+        return self.kernel.weights if isinstance(self.kernel, RowKernel) else self.prior.weights
+
+    @property
+    def _common(self):
+        """The weights that all observations share."""
+        own = isinstance(self.kernel, RowKernel)
+        return np.ones(self.kernel.num_columns) if own else self.prior.weights
+
     @cached_property
     def energy(self) -> MixtureEnergy:
-        """The fitted mixture of point masses, at the median sigma.
+        """The fitted law of X smoothed at the median sigma.
 
         Raises:
-            ValueError: If JAX's default float can't hold the squares of the locations.
+            ValueError: If the observations are counts, or JAX's default float can't hold the
+                squares of the locations.
 
         Warns:
             UserWarning: If it can't hold sigma next to numbers of their size.
         """
-        return MixtureEnergy(self.locs, self.level, np.log(self.weights))
+        shared = self.sigma is not None and self.prior.by_covariates is None
+        require(shared, "fit.energy needs normal noise, and one prior for all observations")
+        shift, stretch = (float(a[0]) for a in self.prior.placed(np.array([self.level])))
+        locs, covariances = shift + stretch * self.locs, None
+        if np.any(self.prior.variances):
+            variances = stretch**2 * self.prior.variances
+            covariances = variances[:, None, None] * np.eye(locs[0].size)
+        return MixtureEnergy(locs, self.level, np.log(self.weights), covariances)
 
     @cached_property
     def log_likelihoods(self) -> Float[np.ndarray, " n"]:
-        """Log f(y_j), each at its own sigma_j."""
-        return self._kernel.log_density(np.arange(len(self.locs)), self.weights)
+        """Log f(y_j), each at its own sigma_j; zero where sigma_j is zero or infinite."""
+        logs = self.kernel.log_density(np.arange(len(self._common)), self._common)
+        return np.where(self.observed.informative, logs - np.log(self._placed[1]), 0.0)
 
     @property
     def log_likelihood(self) -> float:
@@ -110,8 +148,8 @@ class MixtureFit:
         """The local false sign rate, min(P(X <= 0), P(X >= 0)) given Y=y.
 
         A point mass at zero counts on both sides. NaN where the data can't tell point masses from
-        zero: `lfsr_withheld` says why. Where it is not NaN, it is still that of a discrete law of X
-        and too low on average, as the class says.
+        zero: `lfsr_withheld` says why. Where it is not NaN, that of the nonparametric prior is
+        still that of a discrete law of X and too low on average, as the class says.
 
         Warns:
             UserWarning: If it is NaN.
@@ -119,6 +157,16 @@ class MixtureFit:
         if self.lfsr_withheld:
             warnings.warn(f"lfsr is NaN: {self.lfsr_withheld}", stacklevel=find_stack_level())
         return self._signs[0]
+
+    @property
+    def lfdr(self) -> Float[np.ndarray, "n *event"]:
+        """The local false discovery rate, P(X = 0) given Y=y; zero for a prior without a spike."""
+        rates = []
+        for part in self._parts():
+            here = part.centres[:, None] + part.offsets == 0
+            here = here if part.deviations is None else here & (part.deviations == 0)
+            rates.append(np.einsum("jk,jkd->jd", part.weights, here.astype(float)))
+        return np.concatenate(rates).reshape(self._shape)
 
     @property
     def lfsr_withheld(self) -> str:
@@ -131,55 +179,90 @@ class MixtureFit:
         """
         return self._signs[1]
 
+    @property
+    def q_values(self) -> Float[np.ndarray, "n *event"]:
+        """The mean `lfsr` of each observation and all with smaller ones, or NaN."""
+        return q_values(self.lfsr.ravel()).reshape(self._shape)
+
+    def select(self, fdr: float = 0.1) -> Bool[np.ndarray, "n *event"]:
+        """Which observations to report if a share `fdr` of them may have the wrong sign.
+
+        True for a q-value of at most `fdr`: as many as possible, with a mean `lfsr` of at most
+        `fdr`. An X of zero has no sign, so that it counts as wrong.
+
+        Raises:
+            ValueError: If fdr is not between 0 and 1.
+
+        Reference:
+            Stephens, Biostatistics 18 (2017).
+        """
+        return reported(self.q_values, fdr)
+
+    def rank(self, key: PRNGKeyArray, num_samples: int = 1000) -> Ranking:
+        """The posterior ranks of the X_j, from joint draws; 1 is the largest.
+
+        Raises:
+            TypeError: If key is not a random key.
+            ValueError: If num_samples is not a positive int, or X is not a number.
+        """
+        require(self._shape == self.y.shape[:1], "rank needs X in one dimension")
+        return Ranking.of(self.sample(key, (check_count("num_samples", num_samples),)))
+
     @cached_property
     def _signs(self):
-        locs = self.locs.reshape(len(self.locs), -1)
-        order = np.argsort(np.abs(locs), axis=0)
-        sizes = np.take_along_axis(np.abs(locs), order, axis=0)
-        hidden = np.cumsum(self.weights[order] * sizes**2, axis=0) <= self.blur
-        reach = np.where(hidden & (sizes < self.level), sizes, 0).max(0)
-        sides = [locs <= 0, locs >= 0, locs <= reach, locs >= -reach]
-        averages = self._averages(np.stack(sides, -1).reshape(len(locs), -1).astype(float))
-        below, above, wide_below, wide_above = np.moveaxis(
-            averages.reshape(len(self.y), -1, 4), 2, 0
-        )
-        rate, wide = np.minimum(below, above), np.minimum(wide_below, wide_above)
+        locs = self.prior.locs.reshape(len(self.prior.weights), prod(self._shape[1:]))
+        reach = hidden_reach(locs, self.prior.weights, self.blur, self.level)
+        rate, wide = sign_rates(self._parts(), reach)
         crowded = np.max(wide - rate, axis=0) > 0.01
-        rate = np.where(crowded, np.nan, rate).reshape(self.y.shape)
-        return rate, self._why(locs, reach, crowded)
-
-    def _why(self, locs, reach, crowded):
-        if not crowded.any():
-            return ""
-        first = int(np.argmax(crowded))
-        inside = np.abs(locs[:, first]) <= reach[first]
-        where = f" in {crowded.sum()} of {len(crowded)} coordinates" if self.y.ndim > 1 else ""
-        return (
-            f"the data can't tell {inside.sum()} point masses within {reach[first]:.2g} of zero,"
-            f" {self.weights[inside].sum():.0%} of the weight, from zero{where}; if effects are"
-            " either zero or large enough to matter, leave a gap around zero in locs"
-        )
-
-    def _averages(self, columns):
-        """The expectations given each y of columns with a value for each location."""
-        parts = self._kernel.responsibilities(self.weights)
-        return np.concatenate([part.weights @ columns for part in parts])
+        why = why_none(locs, self.prior.weights, reach, crowded)
+        return np.where(crowded, np.nan, rate).reshape(self._shape), why
 
     @cached_property
     def _moments(self):
         means, deviations = [], []
-        for _, weights, centres, offsets in self._kernel.responsibilities(self.weights):
-            mean = np.einsum("jk,jkd->jd", weights, offsets)
-            squares = (offsets - mean[:, None]) ** 2
-            means.append(centres + mean)
-            deviations.append(np.sqrt(np.einsum("jk,jkd->jd", weights, squares)))
-        shape = self.y.shape
-        return np.concatenate(means).reshape(shape), np.concatenate(deviations).reshape(shape)
+        for part in self._parts():
+            mean = _mean(part)
+            squares = (part.offsets - mean[:, None]) ** 2
+            if part.deviations is not None:
+                squares = squares + part.deviations**2
+            means.append(part.centres + mean)
+            deviations.append(np.sqrt(np.einsum("jk,jkd->jd", part.weights, squares)))
+        mean, deviation = np.concatenate(means), np.concatenate(deviations)
+        return mean.reshape(self._shape), deviation.reshape(self._shape)
+
+    def _parts(self) -> Iterator[Parts]:
+        """The law of X given each y, a block of observations at a time."""
+        shift, stretch = self._placed
+        exact = self.observed.exact
+        for part in self.kernel.parts(self._common):
+            a, b = shift[part.rows, None], stretch[part.rows, None]
+            deviations = None if part.deviations is None else b[..., None] * part.deviations
+            centres, offsets = a + b * part.centres, b[..., None] * part.offsets
+            if exact.any():
+                known = exact[part.rows]
+                centres = np.where(
+                    known[:, None], self.y[part.rows].reshape(centres.shape), centres
+                )
+                offsets = np.where(known[:, None, None], 0.0, offsets)
+                if deviations is not None:
+                    deviations = np.where(known[:, None, None], 0.0, deviations)
+            yield Parts(part.rows, part.weights, centres, offsets, deviations)
+
+    @cached_property
+    def _placed(self):
+        if self.prior.location_scale is None:
+            return np.zeros(len(self.y)), np.ones(len(self.y))
+        return self.prior.placed(np.asarray(self.sigma))
 
     @property
-    def _kernel(self):
-        flat = lambda a: a.reshape(len(a), -1)  # noqa: E731
-        return NormalKernel(flat(self.y), self.sigma, flat(self.locs))
+    def _plain(self):
+        """Whether the components given y are those of the prior, updated by y."""
+        moved = self.prior.location_scale is not None or self.prior.by_covariates is not None
+        return not moved and bool(np.all(self.observed.informative))
+
+    @property
+    def _shape(self):
+        return (len(self.y), *self.prior.locs.shape[1:])
 
     @property
     def posterior(self) -> PosteriorDistribution:
@@ -193,49 +276,126 @@ class MixtureFit:
         Warns:
             UserWarning: If that can't hold sigma next to numbers of the data's size.
         """
+        dtype = jnp.zeros(()).dtype
+        if not self._plain or self.sigma is None or self.sigma.ndim > 1:
+            return self._explicit(dtype)
         components = self.energy.components
-        y, sigma = jnp.asarray(self.y, float), jnp.asarray(self.sigma, float)
-        limits = {"locs": (self.locs, self.level), "y": (self.y, self.sigma.min())}
-        text = {
-            k: too_coarse(k, np.abs(v[0]).max(), float(v[1]), y.dtype) for k, v in limits.items()
-        }
+        y, sigma = jnp.asarray(self.y, dtype), jnp.asarray(self.sigma, dtype)
+        limits = {"locs": (self.locs, self.level), "y": (self.y, np.min(self.sigma))}
+        text = {k: too_coarse(k, np.abs(v[0]).max(), float(v[1]), dtype) for k, v in limits.items()}
         if text["y"] and not text["locs"]:  # of which `energy` has warned
             warnings.warn(text["y"], stacklevel=find_stack_level())
         make = eqx.Partial(MixturePosterior, components)
         return PosteriorDistribution(stacked(make, sigma.shape, sigma, y))
 
-    def predict(self, y: Numbers, sigma: Numbers) -> "MixtureFit":
+    def _explicit(self, dtype):
+        """The posterior with the components of each observation spelled out."""
+        parts = list(self._parts())
+        means = np.concatenate([p.centres[:, None] + p.offsets for p in parts])
+        weights = np.concatenate([p.weights for p in parts])
+        if text := too_coarse("y", np.abs(means).max(), self.level, dtype):
+            warnings.warn(text, stacklevel=find_stack_level())
+        # A posterior is a prior that an observation has not changed: one of much noise.
+        noise = jnp.full(len(means), 1e5 * (np.ptp(means) + self.level), dtype)
+        y = jnp.broadcast_to(jnp.asarray(means.mean(), dtype), self._shape)
+        with np.errstate(divide="ignore"):
+            log_weights = jnp.asarray(np.log(weights), dtype)
+        locs = jnp.asarray(means, dtype).reshape(*weights.shape, *self._shape[1:])
+        operands = [noise, y, locs, log_weights]
+        deviations = [p.deviations for p in parts if p.deviations is not None]
+        if deviations:
+            operands.append(jnp.asarray(np.concatenate(deviations) ** 2, dtype))
+        return PosteriorDistribution(stacked(_explicit, noise.shape, *operands))
+
+    def predict(
+        self,
+        y: Numbers,
+        sigma: Numbers | None = None,
+        *,
+        exposure: Numbers | None = None,
+        trials: Numbers | None = None,
+        projection: Numbers | None = None,
+        covariates: Numbers | None = None,
+    ) -> "MixtureFit":
         """Applies the fitted law to other observations.
 
         Args:
             y: New observations, of shape (m, *event_shape).
-            sigma: Their noise, a scalar or of shape (m,).
+            sigma: Their noise, as for `fit_mixture`.
+            exposure: As for `fit_mixture`, if the family is Poisson.
+            trials: As for `fit_mixture`, if the family is binomial.
+            projection: As for `fit_mixture`.
+            covariates: Of the new observations, if the prior depends on them.
 
         Returns:
-            The same mixture with the new observations: `posterior_mean` and the rest describe them,
+            The same law with the new observations: `posterior_mean` and the rest describe them,
             and `log_likelihood` is that of held-out data.
 
         Raises:
             TypeError: As `fit_mixture`.
             ValueError: As `fit_mixture`.
         """
-        y, sigma = check_observations(y, sigma)
-        check_shape("y", y, ("m", *self.y.shape[1:]))
-        return replace(self, y=y, sigma=sigma, duality_gap=np.nan)
+        family = self.observed.family
+        seen = observations(family, y, sigma, exposure, trials, projection, covariates)
+        event = self.prior.locs.shape[1:]
+        if isinstance(seen, NormalObservations):
+            check_shape("y", seen.y, ("m", *event))
+        needed = self.prior.by_covariates is not None
+        require(needed == (covariates is not None), "covariates must be given if the fit has them")
+        return replace(self, observed=seen, duality_gap=np.nan)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[np.ndarray, "..."]:
         """Draws of X given Y=y for each observation, of shape (*shape, n, *event_shape)."""
-        uniform = np.asarray(jax.random.uniform(check_key(key), (*shape, len(self.y))), float)
-        parts = []
-        for rows, weights, *_ in self._kernel.responsibilities(self.weights):
+        key, key_within = jax.random.split(check_key(key))
+        size = (*shape, len(self.y))
+        uniform = np.asarray(jax.random.uniform(key, size), float)
+        flat = self.prior.locs.reshape(len(self._common), -1)
+        normal: Any = None
+        draws = []
+        for part in self._parts():
             # The observations' distribution functions one after another, from 0, 1, ... on.
-            reached = np.cumsum(weights, axis=1)
+            reached = np.cumsum(part.weights, axis=1)
             reached /= reached[:, -1:]
             number = np.arange(len(reached))
-            at = uniform[..., rows] + number
+            at = uniform[..., part.rows] + number
             index = np.searchsorted((reached + number[:, None]).ravel(), at, side="right")
-            parts.append(index - number * len(self.locs))
-        return self.locs[np.concatenate(parts, axis=-1)]
+            index = index - number * reached.shape[1]
+            rows = number if len(part.offsets) > 1 else np.zeros_like(number)
+            x = part.centres + part.offsets[rows, index]
+            if self._plain and part.deviations is None:
+                x = flat[index]  # without rounding
+            if part.deviations is not None:
+                if normal is None:
+                    normal = np.asarray(jax.random.normal(key_within, (*size, x.shape[-1])), float)
+                x = x + part.deviations[number, index] * normal[..., part.rows, :]
+            draws.append(x)
+        return np.concatenate(draws, axis=len(shape)).reshape(*shape, *self._shape)
+
+    def to_dataframe(self, probability: float = 0.9) -> Any:
+        """A `pandas.DataFrame` with a row for each observation.
+
+        Its columns are y, what goes with it (sigma, exposure or trials), posterior_mean,
+        posterior_std, the ends of the credible interval as lower and upper, and, for normal noise,
+        lfsr and lfdr.
+
+        Raises:
+            ValueError: If X is not a number, or probability is not between 0 and 1.
+        """
+        import pandas as pd
+
+        require(self._shape == self.y.shape == self.y.shape[:1], "to_dataframe needs numbers X")
+        lower, upper = self.posterior.interval(probability)
+        columns = {
+            "y": self.y,
+            **self.observed.known,
+            "posterior_mean": self.posterior_mean,
+            "posterior_std": self.posterior_std,
+            "lower": np.asarray(lower, float),
+            "upper": np.asarray(upper, float),
+        }
+        if self.sigma is not None:
+            columns |= {"lfsr": self._signs[0], "lfdr": self.lfdr}
+        return pd.DataFrame(columns)
 
     def to_arviz(
         self,
@@ -248,7 +408,7 @@ class MixtureFit:
         """Independent draws of each X given its y as ArviZ data, in four chains.
 
         `posterior` holds the draws `x`, `observed_data` the `y`, `constant_data` the `sigma` of
-        each.
+        each (the exposure or the trials of counts).
 
         Args:
             key: A JAX random key for the draws.
@@ -265,18 +425,20 @@ class MixtureFit:
         """
         count = check_count("num_samples", num_samples)
         draws = self.sample(key, (_NUM_CHAINS, count))
-        names = ["observation", *event_dims(self.y.shape[1:])]
+        names = ["observation", *event_dims(self._shape[1:])]
+        known = self.observed.known
         groups = {
             "posterior": {"x": np.asarray(draws)},
             "observed_data": {"y": self.y},
-            "constant_data": {"sigma": self.sigma},
+            "constant_data": known,
         }
-        named = {"x": names, "y": names, "sigma": names[:1]} | dict(dims or {})
+        named = {"x": names, "y": names if self.y.shape == self._shape else names[:1]}
+        named |= dict.fromkeys(known, names[:1]) | dict(dims or {})
         data = from_groups(groups, coords, named)
         data["posterior"].attrs |= created_by() | {
             "log_likelihood": self.log_likelihood,
             "duality_gap": self.duality_gap,
-            "x": "X given Y=y under the nonparametric maximum-likelihood estimate",
+            "x": f"X given Y=y under the fitted prior, {self.prior.name}",
         }
         return data
 
@@ -285,36 +447,46 @@ class MixtureFit:
             f"MixtureFit of {len(self.y)} observations: log-likelihood {self.log_likelihood:.4f}"
         )
         if np.isfinite(self.duality_gap):
-            title += f", at most {self.duality_gap:.2g} below the best on its locations"
-        law = f"{len(self.weights)} point masses"
-        if self.y.ndim == 1:
-            atoms = [f"{w:.3g} at {m:.4g}" for w, m in zip(self.weights, self.locs, strict=True)]
-            law += ": " + ", ".join([*atoms[:6], "...", *atoms[-6:]] if len(atoms) > 12 else atoms)
-        flat = self.posterior_std.reshape(len(self.y), -1) / self.sigma[:, None]
-        given = f"posterior_std is {flat.min():.2g} to {flat.max():.2g} of sigma; "
+            title += f", at most {self.duality_gap:.2g} below the best on its candidates"
+        spread = self.prior.variances
+        kind = "point masses" if not np.any(spread) else "components"
+        law = f"{self.prior.name}: {len(self._common)} {kind}"
+        if self.prior.by_covariates is not None:
+            law = f"covariates: {len(self._common)} components, each a function of covariates"
+        elif self.locs.ndim == 1:
+            sds = [f" +- {v**0.5:.3g}" if v else "" for v in spread]
+            rows = zip(self.weights, self.locs, sds, strict=True)
+            terms = [f"{w:.3g} at {m:.4g}{sd}" for w, m, sd in rows]
+            law += ": " + ", ".join([*terms[:6], "...", *terms[-6:]] if len(terms) > 12 else terms)
+        return "\n".join([title, law, self._third_line()])
+
+    def _third_line(self):
+        deviations = self.posterior_std
+        if self.sigma is not None and self.sigma.ndim == 1:
+            ordinary = self.observed.informative
+            flat = deviations.reshape(len(self.y), -1)[ordinary]
+            share = flat / np.asarray(self.sigma)[ordinary, None]
+            given = f"posterior_std is {share.min():.2g} to {share.max():.2g} of sigma"
+        else:
+            given = f"posterior_std is {deviations.min():.2g} to {deviations.max():.2g}"
+        if self.sigma is None:
+            return given
         if self.lfsr_withheld:
-            return "\n".join([title, law, f"{given}no lfsr: {self.lfsr_withheld}"])
-        small = np.sum(self._signs[0] < 0.05)
-        return "\n".join([title, law, f"{given}lfsr < 0.05 for {small} of {self.y.size}"])
+            return f"{given}; no lfsr: {self.lfsr_withheld}"
+        rates = self._signs[0]
+        return f"{given}; lfsr < 0.05 for {np.sum(rates < 0.05)} of {rates.size}"
 
 
-def check_observations(
-    y: Numbers, sigma: Numbers
-) -> tuple[Float[np.ndarray, "n *event"], Float[np.ndarray, " n"]]:
-    """Observations and the noise of each, in float64.
+def _mean(part):
+    """The posterior means, relative to the centres."""
+    if len(part.offsets) == 1:
+        return part.weights @ part.offsets[0]
+    return np.einsum("jk,jkd->jd", part.weights, part.offsets)
 
-    Raises:
-        TypeError: If y or sigma holds anything but real numbers.
-        ValueError: If y is empty or not finite, or sigma is not positive or has the wrong shape.
-    """
-    y = finite_on_host("y", y, in_jax=True)
-    some = y.ndim > 0 and y.size > 0
-    require(some, f"y must have shape (n,) or (n, *event_shape) and not be empty, got {y.shape}")
-    sigma = np.asarray(check_reals("sigma", sigma), float)
-    fits = sigma.shape in ((), (len(y),))
-    require(fits, f"sigma must be a scalar or of shape ({len(y)},), got {sigma.shape}")
-    wrong = sigma[~(np.isfinite(sigma) & (sigma > 0))]
-    if wrong.size:
-        raise ValueError(f"sigma must be positive and finite, got {wrong[0]}")
-    check_squares("y", y, sigma.min())
-    return y, np.broadcast_to(sigma, (len(y),))
+
+def _explicit(noise, y, locs, log_weights, spreads=None):
+    count, size = len(log_weights), y.size
+    axes = None if spreads is None else jnp.broadcast_to(jnp.eye(size), (count, size, size))
+    loc = jax.nn.softmax(log_weights) @ locs.reshape(count, -1)
+    components = Components(locs, log_weights, spreads, axes, loc.reshape(y.shape))
+    return MixturePosterior(components, noise, y, own=True)

@@ -15,7 +15,8 @@ from benchmarks.normal_means import (
     efron_morris,
     johnstone_silverman,
 )
-from numpyro_neb.empirical_bayes import normal_means
+from numpyro_neb.empirical_bayes import grids, normal_means, solver
+from numpyro_neb.empirical_bayes.normal_means import candidates
 
 FOLDER = data_folder()
 needs_data = pytest.mark.skipif(FOLDER is None, reason="NEB_DATA names no folder with the data")
@@ -54,7 +55,7 @@ def test_is_the_maximum(case):
     np.testing.assert_allclose(np.exp(fit.energy.log_weights), fit.weights, rtol=1e-5)
     np.testing.assert_allclose(fit.log_likelihoods, log_f, rtol=1e-9)
     np.testing.assert_allclose(fit.log_likelihood, log_f.sum(), rtol=1e-9)
-    everywhere = normal_means._candidates(y, np.broadcast_to(sigma, len(y)), locs)
+    everywhere = candidates(y, np.broadcast_to(sigma, len(y)), locs)
     gradient = np.exp(log_kernel(y, sigma, everywhere) - log_f[:, None]).mean(0)
     assert len(y) * np.log(gradient.max()) < 1e-4 + 1e-8
     assert fit.duality_gap <= 1e-4
@@ -116,7 +117,7 @@ def test_sigma_far_below_the_range():
 def test_says_where_the_grid_is_coarse():
     y = np.random.default_rng(0).random(20_000)
     with pytest.warns(UserWarning, match="the grid's spacing is .* sigma, and the likelihood may"):
-        normal_means._candidates(y, np.full(20_000, 1e-5), None)
+        grids.line(y, np.full(20_000, 1e-5))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
@@ -188,7 +189,7 @@ def test_prints_in_three_lines():
     fit = neb.fit_mixture(y, 1.0, locs=[0.0, 3.0])
     title, law, posterior = str(fit).splitlines()
     assert title.startswith("MixtureFit of 30 observations: log-likelihood ")
-    assert law == f"2 point masses: {fit.weights[0]:.3g} at 0, {fit.weights[1]:.3g} at 3"
+    assert law == f"npmle: 2 point masses: {fit.weights[0]:.3g} at 0, {fit.weights[1]:.3g} at 3"
     assert posterior.startswith(f"posterior_std is {fit.posterior_std.min():.2g} to ")
     assert posterior.endswith(f"; lfsr < 0.05 for {np.sum(fit.lfsr < 0.05)} of 30")
     assert "point masses" in str(neb.fit_mixture(np.stack([y, y], 1), 1.0))
@@ -199,7 +200,7 @@ def test_prints_in_three_lines():
 
 def test_zero_is_on_the_grid():
     _, y = two_groups(100)
-    assert 0.0 in normal_means._candidates(y, np.ones(100), None)
+    assert 0.0 in grids.line(y, np.ones(100))
 
 
 def test_newton_falls_back_on_em(monkeypatch):
@@ -211,7 +212,7 @@ def test_newton_falls_back_on_em(monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("Maximum number of iterations reached.")
 
-    monkeypatch.setattr(normal_means, "nnls", fails)
+    monkeypatch.setattr(solver, "nnls", fails)
     fit = neb.fit_mixture(y, 1.0, locs=grid, max_iterations=2000)
     np.testing.assert_allclose(fit.log_likelihood, expected, atol=2e-3)
 

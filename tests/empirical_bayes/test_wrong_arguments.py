@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from wrong_arguments import (
@@ -27,7 +28,7 @@ IN_CHUNKS = [*OBSERVED, *wrong_counts("chunk_size")]
 PROBABILITY = wrong_numbers("probability", share=True)
 FIT = neb.fit_mixture(PAIRS[:, 0], 1.0, progress_bar=False)
 LAW = neb.posterior_distribution(MADE["ResidualEnergy"], Y)
-NOT_POSITIVE = [0.0, -1.0, np.nan, np.inf, [1.0, 1.0, 0.0]]
+NOT_POSITIVE = [0.0, -1.0, np.nan, np.inf, [1.0, 1.0, -1.0]]
 SIGMAS = each("sigma", ValueError, "sigma must be positive and finite", NOT_POSITIVE)
 
 ROWS = (
@@ -86,6 +87,37 @@ ROWS = (
         each("y", ValueError, r"y must have shape \(m,\), got \(3, 2\)", {"another event": PAIRS}),
     ),
     Rows(neb.MixtureFit.sample, {"self": FIT}, wrong_keys()),
+    Rows(
+        neb.MixtureFit.rank,
+        {"self": FIT, "key": jax.random.key(0)},
+        [*wrong_keys(), *wrong_counts("num_samples")],
+    ),
+    Rows(neb.MixtureFit.select, {"self": FIT}, wrong_numbers("fdr", share=True)),
+    Rows(
+        empirical_bayes.robust_interval,
+        {"fit": FIT},
+        [
+            *PROBABILITY,
+            *each("kurtosis", ValueError, "kurtosis must be at least 1", [0.5, np.nan]),
+            *wrong_arrays("covariates", PAIRS, floats=False, event=False, none=False),
+            *wrong_arrays("weights", PAIRS[:, 0], floats=False, event=False, none=False),
+            *each("weights", ValueError, "weights must not be negative", [[1.0, -1.0, 1.0]]),
+        ],
+    ),
+    Rows(
+        empirical_bayes.prior_moments,
+        {"y": PAIRS[:, 0], "sigma": 1.0},
+        [*wrong_arrays("y", PAIRS[:, 0], floats=False, event=False), *SIGMAS],
+    ),
+    Rows(
+        empirical_bayes.cva,
+        {"second_moment": 1.0},
+        [
+            *each("second_moment", ValueError, "second_moment must be finite", [-1.0, np.inf]),
+            *each("kurtosis", ValueError, "kurtosis must be at least 1", [0.5, np.nan]),
+            *wrong_numbers("alpha", share=True),
+        ],
+    ),
     Rows(type(FIT.posterior).sample, {"self": FIT.posterior}, wrong_keys()),
     Rows(type(FIT.posterior).interval, {"self": FIT.posterior}, PROBABILITY),
     Rows(type(LAW).sample, {"self": LAW}, wrong_keys()),
