@@ -277,6 +277,32 @@ def evaluation() -> Figure:
     return plt.gcf()
 
 
+def effects() -> neb.MixtureFit:
+    """A thousand effects with unequal standard errors, eight in ten of them zero."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(1000) < 0.8, 0.0, 2 * rng.normal(size=1000))
+    sigma = rng.uniform(0.3, 1.5, 1000)
+    return neb.fit_mixture(x + sigma * rng.normal(size=1000), sigma, prior="scale_mixture")
+
+
+def shrinkage() -> Figure:
+    """Of the effects."""
+    neb.plots.shrinkage(effects())
+    return plt.gcf()
+
+
+def prior() -> Figure:
+    """Of the effects."""
+    neb.plots.prior(effects())
+    return plt.gcf()
+
+
+def fdr() -> Figure:
+    """Of the effects."""
+    neb.plots.fdr(effects())
+    return plt.gcf()
+
+
 def recall_paths() -> Figure:
     """The flow from five noisy digits to their memories, on the kernel density of 100."""
     exact = neb.MixtureEnergy(digits()[0][:100], 0.35)
@@ -316,6 +342,7 @@ def narrower() -> Figure:
 PICTURES = (
     landscape, spheres, overlaps, manifold, denoising, walks, shares, stages, memories, narrower,
     moons, marginals, energy_transitions, evaluation, recall_paths, walk_jump,
+    shrinkage, prior, fdr,
 )  # fmt: skip
 
 

@@ -256,3 +256,48 @@ def test_marginals_of_a_walk():
     for ax, i in zip(neb.plots.marginals(TABLE, walk), range(3), strict=True):
         distance = ks_2samp(TABLE[:, i], jumps[:, i]).statistic
         assert ax.get_title() == f"{'abc'[i]}: {distance:.2f}"
+
+
+def effects(**settings):
+    """Effects of which eight in ten are zero, and their standard errors."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(200) < 0.8, 0.0, 3 * rng.normal(size=200))
+    sigma = rng.uniform(0.3, 1.0, 200)
+    return neb.fit_mixture(x + sigma * rng.normal(size=200), sigma, **settings)
+
+
+def test_shrinkage_shows_means_and_intervals():
+    fit = effects(prior="scale_mixture")
+    ax = neb.plots.shrinkage(fit, probability=0.8)
+    order = np.argsort(fit.y)
+    np.testing.assert_allclose(
+        ax.collections[1].get_offsets(), np.stack([fit.y, fit.posterior_mean], 1)[order]
+    )
+    lines = np.array([segment[:, 1] for segment in ax.collections[0].get_segments()])
+    lower, upper = fit.posterior.interval(0.8)
+    np.testing.assert_allclose(lines, np.stack([lower, upper], 1)[order], rtol=1e-5)
+    sizes = ax.collections[1].get_sizes()
+    assert np.argmax(sizes) == np.argmin(fit.sigma[order])
+    missing = neb.fit_mixture(
+        np.append(fit.y, np.nan), np.append(fit.sigma, np.inf), prior="normal"
+    )
+    assert len(neb.plots.shrinkage(missing).collections[1].get_offsets()) == 200
+
+
+def test_a_prior_shows_its_density_and_its_point_masses():
+    fit = effects(prior="point_normal")
+    ax = neb.plots.prior(fit)
+    x, density = ax.lines[0].get_data()
+    np.testing.assert_allclose(np.trapezoid(density, x), fit.weights[1], rtol=1e-2)
+    masses = ax.figure.axes[1].collections[0].get_segments()
+    np.testing.assert_allclose(masses, [[[0, 0], [0, fit.weights[0]]]])
+    counts = neb.fit_mixture([0.0, 1.0, 1.0, 5.0], family="poisson")
+    assert not neb.plots.prior(counts).lines
+
+
+def test_discoveries_at_a_rate():
+    fit = effects(prior="scale_mixture")
+    ax = neb.plots.fdr(fit, level=0.2)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.sort(fit.q_values))
+    count = fit.select(0.2).sum()
+    assert ax.get_legend_handles_labels()[1] == [f"{count} at a rate of 0.2"]

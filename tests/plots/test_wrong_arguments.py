@@ -38,6 +38,13 @@ def pictures(name, images, shape):
     ]
 
 
+FIT = neb.fit_mixture(PAIRS[:, 0], 1.0, prior="scale_mixture", progress_bar=False)
+IMAGES_FIT = neb.fit_mixture(PAIRS, 1.0, progress_bar=False)
+FITS = [
+    Wrong("fit: an array", {"fit": PAIRS}, TypeError, "fit must be a MixtureFit, got "),
+    Wrong("fit: pairs", {"fit": IMAGES_FIT}, ValueError, r"fit must be of observations of shape"),
+]
+
 ROWS = (
     Rows(
         plots.denoising,
@@ -149,6 +156,9 @@ ROWS = (
             *each("axes", ValueError, "axes must hold at least 2 matplotlib axes", [[3, 4]]),
         ],
     ),
+    Rows(plots.shrinkage, {"fit": FIT}, [*FITS, *wrong_numbers("probability", share=True)]),
+    Rows(plots.prior, {"fit": FIT}, FITS),
+    Rows(plots.fdr, {"fit": FIT}, [*FITS, *wrong_numbers("level", share=True)]),
     Rows(
         plots.evaluation,
         {},
