@@ -299,7 +299,7 @@ def test_a_high_dimension_is_not_drawn_and_says_so():
     notes = []
     walked = SimpleNamespace(finite=np.ones(30, bool))
     x = np.zeros((30, 300), np.float32)
-    found = measurement._of_columns(gaussian(np.ones(300), 0.5), x, walked, KEY, None, notes)
+    found = measurement._of_columns(gaussian(np.ones(300), 0.5), x, walked, KEY, None, notes, False)
     assert set(found.values()) == {None}
     assert notes == [
         "X was not drawn, nor its marginals compared: an event of 300 coordinates is too large"
