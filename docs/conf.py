@@ -59,6 +59,10 @@ nitpick_ignore_regex = [
     (r"py:obj", r"(?s).*"),
     (r"py:class", r"numpyro_neb\.(integrators\.adaptation|_internal\.\w+)\.\w+"),
     (r"py:class", r"numpyro_neb\.posteriors\.(components|spreads)\.\w+"),
+    (
+        r"py:class",
+        r"numpyro_neb\.empirical_bayes\.(kernels\.\w+|location_scale\.\w+|covariates\.\w+|observations\.Abstract\w+)",
+    ),
     (r"py:.*", r"(?s)(?!numpyro_neb).*"),
 ]
 

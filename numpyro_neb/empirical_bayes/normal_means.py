@@ -64,14 +64,14 @@ def fit_mixture(
     of a family. Their weights w maximise sum_j log sum_i w_i p(y_j | i), a concave function. If you
     have clean X, use `MixtureEnergy(x, sigma)` or `fit` instead.
 
-    | prior | X is |
-    |---|---|
-    | "npmle" | any law: point masses anywhere (Kiefer and Wolfowitz 1956) |
-    | "normal" | N(mode, tau^2) (Efron and Morris 1973) |
-    | "point_normal" | the mode, or N(mode, tau^2) (Johnstone and Silverman 2004) |
-    | "scale_mixture" | a mixture of N(mode, tau^2) over tau, zero included (Stephens 2017) |
-    | "unimodal" | any law with one mode: uniform laws that start or end there (Stephens 2017) |
-    | "spline" | of a smooth log density, a natural spline of dimension 5 (Efron 2016) |
+    What X is under each prior:
+
+    - "npmle": of any law, with point masses anywhere (Kiefer and Wolfowitz 1956).
+    - "normal": N(mode, tau^2) (Efron and Morris 1973).
+    - "point_normal": the mode, or N(mode, tau^2) (Johnstone and Silverman 2004).
+    - "scale_mixture": a mixture of N(mode, tau^2) over tau, zero included (Stephens 2017).
+    - "unimodal": of any law with one mode: uniform laws that start or end there (Stephens 2017).
+    - "spline": of a smooth log density, a natural spline of dimension 5 (Efron 2016).
 
     The nonparametric estimate has the least squared error if nothing is known of X, but its
     intervals are too short: for intervals and sign rates take "scale_mixture" if X has a mode that
