@@ -49,6 +49,20 @@ class NormalData(NamedTuple):
         locs, variances = np.broadcast_arrays(np.asarray(locs, float), np.asarray(variances, float))
         return NormalKernel(self.counts, self.y[:, None], self.sigma, locs[:, None], variances)
 
+    def with_nulls(self, mode: float) -> "NormalData":
+        """The data and nine observations of the mode without noise: a penalty -9 log w_0.
+
+        Small effects can't be told from none, so that the likelihood alone puts too little weight
+        w_0 on a point mass at the mode: one and a half times as many discoveries are wrong as
+        claimed.
+
+        Reference:
+            Stephens, Biostatistics 18 (2017), section 2.3: a Dirichlet prior with 10 for w_0.
+        """
+        tiny = 1e-4 * self.sigma.min()
+        ends = [(self.counts, 9.0), (self.y, mode), (self.sigma, tiny)]
+        return NormalData(*(np.append(column, value) for column, value in ends))
+
     def log_likelihood(self, prior: NormalMixture) -> float:
         """The log-likelihood of all observations."""
         kernel = self.kernel(prior.locs, prior.variances)
@@ -84,9 +98,9 @@ def point_normal(data: NormalData, mode: float, solver: Solver) -> NormalMixture
 
 
 def scale_mixture(data: NormalData, mode: float, solver: Solver) -> NormalMixture:
-    """A mixture of N(mode, tau^2) over a grid of tau, zero among them."""
+    """A mixture of N(mode, tau^2) over a grid of tau, zero among them; see `with_nulls`."""
     variances = np.concatenate([[0.0], _scales(data, mode) ** 2])
-    kernel = data.kernel(np.full(len(variances), mode), variances)
+    kernel = data.with_nulls(mode).kernel(np.full(len(variances), mode), variances)
     found = maximise(kernel, np.arange(len(variances)), **solver)
     locs = np.full(len(found.active), mode)
     return NormalMixture(
@@ -98,7 +112,7 @@ def unimodal(data: NormalData, mode: float, solver: Solver) -> NormalMixture:
     """A mixture of uniform laws from the mode to a point on either side, and of a point mass.
 
     Each uniform law is one of cells at most half a sigma wide, and each cell is a normal law of the
-    same variance.
+    same variance. See also `with_nulls`.
     """
     scales = _scales(data, mode)
     width = max(0.5 * data.sigma.min(), scales[-1] / _MOST_CELLS)
@@ -118,6 +132,7 @@ def unimodal(data: NormalData, mode: float, solver: Solver) -> NormalMixture:
             np.hstack([empty, zero, right]),
         ]
     )
+    data = data.with_nulls(mode)
     kernel = BlendKernel(data.counts, data.kernel(locs, variances), shares)
     found = maximise(kernel, np.arange(len(shares)), **solver)
     weights = found.weights @ shares[found.active]

@@ -38,6 +38,27 @@ def test_the_share_of_wrong_discoveries():
     assert np.mean(rates[: chosen.sum() + 1]) > 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["scale_mixture", "unimodal"])
+def test_small_effects_are_not_discovered_too_often(prior):
+    """12 x 3,000 effects with unequal noise: 200 wrong ones claimed, 20% more are three errors.
+
+    By the likelihood alone 60% more than claimed are wrong.
+    """
+    wrong, claimed = 0, 0.0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = np.where(rng.random(3000) < 0.85, 0.0, 2.5 * rng.normal(size=3000))
+        sigma = rng.uniform(0.5, 1.5, 3000)
+        y = x + sigma * rng.normal(size=3000)
+        fit = neb.fit_mixture(y, sigma, prior=prior, progress_bar=False)
+        chosen = fit.select(0.1)
+        wrong += np.sum(np.sign(fit.posterior_mean[chosen]) != np.sign(x[chosen]))
+        claimed += fit.lfsr[chosen].sum()
+    assert claimed > 150
+    assert wrong < 1.1 * claimed + 3 * np.sqrt(claimed)
+
+
 def test_the_local_false_discovery_rate_is_calibrated():
     """Among effects with P(X = 0 | y) near .5, half are zero."""
     x, y = effects(40_000)
