@@ -83,6 +83,11 @@ def learned_prior(
         True
     """
     check_type("name", name, str, "a string")
+    check_energy(energy)
+    spread = covariance
+    if not isinstance(spread, AbstractSpread):
+        check_choice("covariance", spread, tuple(_SPREADS))
+        spread = _SPREADS[spread]
     inside = bool(primitives._PYRO_STACK)
     require(
         inside,
@@ -90,11 +95,6 @@ def learned_prior(
         " handler: for draws outside of one, use Predictive or handlers.seed",
         RuntimeError,
     )
-    check_energy(energy)
-    spread = covariance
-    if not isinstance(spread, AbstractSpread):
-        check_choice("covariance", spread, tuple(_SPREADS))
-        spread = _SPREADS[spread]
     zero = jnp.zeros(energy.event_shape, energy.sigma.dtype)
     noise = dist.Normal(zero, jnp.ones_like(zero)).to_event(zero.ndim)
     # Means to draw x, which `to_arviz` leaves out.
