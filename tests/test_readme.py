@@ -37,7 +37,7 @@ def test_the_page_on_empirical_bayes_runs_as_printed():
     y = np.asarray(fit.y)
     assert np.sum((np.asarray(fit.posterior_mean) - x) ** 2) < 0.5 * np.sum((y - x) ** 2)
     assert names["new"].posterior_mean.shape == (2,)
-    assert np.mean((np.asarray(names["lower"]) <= x) & (x <= np.asarray(names["upper"]))) > 0.86
+    assert np.mean((np.asarray(names["low"]) <= x) & (x <= np.asarray(names["high"]))) > 0.86
     assert len(names["result"].losses) < 1000  # patience ran out
     held_out = names["result"].validation_losses
     assert held_out.min() < held_out[0]

@@ -9,6 +9,9 @@ from numpyro.util import find_stack_level
 
 __all__ = ["measure_bias"]
 
+# Effective draws from which a Monte Carlo standard error can be trusted.
+_ENOUGH = 100
+
 
 def measure_bias(data: Any, max_bias: float) -> None:
     """Writes the measured bias of a tuned walk's variances to `sample_stats`, and warns of it.
@@ -24,7 +27,8 @@ def measure_bias(data: Any, max_bias: float) -> None:
         max_bias: The kernel's.
 
     Warns:
-        UserWarning: If the bias is beyond max_bias by more than two standard errors.
+        UserWarning: If the bias is beyond max_bias by more than two standard errors, and the draws
+            are worth at least 100 independent ones: the error itself is not known from fewer.
 
     Reference:
         Stein, Annals of Statistics 9 (1981), lemma 2.
@@ -37,9 +41,10 @@ def measure_bias(data: Any, max_bias: float) -> None:
     if not ratio.shape[0] or ratio.shape[1] < 4:
         return
     bias = float(ratio.mean() - 1)
-    error = float(ratio.std() / np.sqrt(effective_sample_size(ratio)))
+    size = float(effective_sample_size(ratio))
+    error = float(ratio.std() / np.sqrt(size))
     stats.attrs |= {"variance_bias": bias, "variance_bias_mcse": error}
-    if abs(bias) - max_bias > 2 * error:
+    if size >= _ENOUGH and abs(bias) - max_bias > 2 * error:
         warnings.warn(
             f"the walk is biased: by Stein's identity variances are {1 + bias:.2f} ± {error:.2f} of"
             f" the exact ones, if the law were Gaussian, and max_bias is {max_bias}. Take"
