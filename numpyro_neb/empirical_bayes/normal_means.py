@@ -71,7 +71,7 @@ def fit_mixture(
     - "point_normal": the mode, or N(mode, tau^2) (Johnstone and Silverman 2004).
     - "scale_mixture": a mixture of N(mode, tau^2) over tau, zero included (Stephens 2017).
     - "unimodal": of any law with one mode: uniform laws that start or end there (Stephens 2017).
-      Both are fitted with nine more observations of exactly the mode, so that sign rates hold.
+      Both are fitted with three more observations of exactly the mode, so that sign rates hold.
     - "spline": of a smooth log density, a natural spline of dimension 5 (Efron 2016).
 
     The nonparametric estimate has the least squared error if nothing is known of X, but its
