@@ -109,8 +109,8 @@ def _other(theirs, settings, path):
 
 def _same_fields(found, value):
     """Whether an integrator differs only in fields that a release did not have yet."""
-    kinds, texts = zip(*(str(one).split(" ", 1) for one in (found, value)), strict=True)
     try:
+        kinds, texts = zip(*(str(one).split(" ", 1) for one in (found, value)), strict=True)
         theirs, ours = map(ast.literal_eval, texts)
         return kinds[0] == kinds[1] and theirs.items() <= ours.items()
     except (AttributeError, SyntaxError, TypeError, ValueError):
