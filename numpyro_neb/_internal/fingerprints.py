@@ -195,7 +195,7 @@ class _Reader:
         checks = (module or "").partition(".")[0] in _CHECKERS
         checks |= function.__code__.co_filename.startswith("<@beartype(")
         if checks and hasattr(function, "__wrapped__"):
-            return _Node("checked", [("", function.__wrapped__)])
+            return self._python_function(function.__wrapped__)  # with checks or without
         closure = list(_closure(function))
         if (name := self._named(module, function.__code__.co_qualname)) is not None:
             return _Node(name, closure + (_defaults(function) if "<locals>" in name else []))

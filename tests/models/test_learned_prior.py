@@ -76,7 +76,7 @@ def naive(energy):
     return numpyro.deterministic("x", energy.denoise(y))
 
 
-def posterior_draws(energy, matrix, data, prior=None, num_warmup=500, num_samples=1000):
+def posterior_draws(energy, matrix, data, prior=None, num_warmup=500, num_samples=1500):
     mcmc = MCMC(
         NUTS(linear_model, init_strategy=init_to_mean),
         num_warmup=num_warmup,
