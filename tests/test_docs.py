@@ -76,6 +76,7 @@ def test_what_an_unnormalised_prior_can_do(capsys):
 
 @pytest.mark.slow
 @pytest.mark.statistical
+@pytest.mark.filterwarnings("ignore:the walk is biased")  # the page shows one that is
 def test_the_table_of_integrators():
     page = text("choose_integrator")
     found = names_after_running(page)["found"]

@@ -153,8 +153,8 @@ class Checkpoints:
             header = found["header"]
             intact = header.pop("sha256") == _digest_of_header(header)
             _require(intact, _damaged(path, "the checksum of its header does not match"))
-            self._check_header(header, path)
-            self._check_arrays(path, state)
+            if not self._check_header(header, path):
+                self._check_arrays(path, state)
             # Where to place the arrays: the devices that wrote them may be gone.
             abstract = [
                 jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
@@ -182,6 +182,7 @@ class Checkpoints:
         self._manager.close()
 
     def _check_header(self, header, path):
+        """Refuses another training; returns whether the objects that it had could be compared."""
         ours = header["format"] == _FORMAT
         _require(ours, f"{path} is not a numpyro_neb checkpoint")
         version = header["version"]
@@ -199,6 +200,7 @@ class Checkpoints:
             ours = self.identity[CONTENT]
             self._refuse(difference(theirs[CONTENT], ours))
             self._doubt = reservations(theirs[CONTENT], ours)
+        return told
 
     def _check_arrays(self, path, state):
         """Refuses arrays of other shapes: version 0.1.0 did not write which optimiser there was."""
