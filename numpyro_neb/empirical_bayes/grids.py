@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ _REFINEMENTS = 7
 
 
 def several(
-    kernel: LinearKernel, max_gap: float, solver: dict[str, Any], rounds: int = 10
+    kernel: LinearKernel, solver: dict[str, Any], rounds: int
 ) -> tuple[LinearKernel, MixtureWeights]:
     """The estimate in several dimensions, whose point masses move to where the data want them.
 
@@ -114,8 +115,7 @@ def several(
 
     Args:
         kernel: The likelihood at the first locations.
-        max_gap: The gap to reach.
-        solver: As for `maximise`, without the gap.
+        solver: As for `maximise`.
         rounds: How often the point masses move.
 
     Returns:
@@ -124,18 +124,18 @@ def several(
     total = len(kernel.counts)
     some = slice(None, None, max(1, total // _AT_FIRST))
     few = kernel.take(some)
-    gap = max_gap * len(few.counts) / total
-    found = maximise(few, *by_em(few), max_gap=gap, **solver)
+    first = solver | {"max_gap": solver["max_gap"] * len(few.counts) / total}
+    found = maximise(few, *by_em(few), **first)
     for _ in range(rounds):
         old = few.locs[found.active]
         locs = np.unique(np.vstack([few.locs, few.moved(found.active, found.weights)]), axis=0)
-        few = few.at(locs)
+        few = replace(few, locs=locs)
         start = np.array([np.flatnonzero((locs == own).all(1))[0] for own in old])
         order = np.argsort(start)
-        found = maximise(few, start[order], found.weights[order], max_gap=gap, **solver)
-    kernel = kernel.at(few.locs)
+        found = maximise(few, start[order], found.weights[order], **first)
+    kernel = replace(kernel, locs=few.locs)
     if len(few.counts) < total:
-        found = maximise(kernel, found.active, found.weights, max_gap=max_gap, **solver)
+        found = maximise(kernel, found.active, found.weights, **solver)
     return kernel, found
 
 

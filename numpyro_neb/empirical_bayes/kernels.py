@@ -58,10 +58,6 @@ class AbstractKernel(abc.ABC):
         """The kernel of some of the rows."""
         return replace(self, **{name: getattr(self, name)[rows] for name in self.per_row})
 
-    def with_counts(self, counts: Float[np.ndarray, " n"]) -> Any:
-        """The kernel of rows that stand for so many observations each."""
-        return replace(self, counts=counts)
-
     def peaks(
         self, gradient: Float[np.ndarray, " K"], active: Int[np.ndarray, " k"]
     ) -> Int[np.ndarray, " p"]:
@@ -356,10 +352,6 @@ class LinearKernel(_AtomicKernel):
     ) -> Int[np.ndarray, " p"]:
         """Columns to add to the active ones: the highest of those nearest to each."""
         return highest_near(self.locs, active, gradient)
-
-    def at(self, locs: Float[np.ndarray, "K d"]) -> "LinearKernel":
-        """The kernel with other locations."""
-        return replace(self, locs=locs)
 
     def moved(
         self, active: Int[np.ndarray, " k"], weights: Float[np.ndarray, " k"]

@@ -15,7 +15,14 @@ from jaxtyping import Bool, Float, PRNGKeyArray
 from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.arviz_data import created_by, event_dims, from_groups
-from numpyro_neb._internal.checks import Numbers, check_count, check_key, check_shape, require
+from numpyro_neb._internal.checks import (
+    Numbers,
+    check_count,
+    check_key,
+    check_positive,
+    check_shape,
+    require,
+)
 from numpyro_neb._internal.events import too_coarse
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
 from numpyro_neb.empirical_bayes.kernels import AbstractKernel, Parts, RowKernel
@@ -25,7 +32,7 @@ from numpyro_neb.empirical_bayes.observations import (
     Prior,
     observations,
 )
-from numpyro_neb.empirical_bayes.selection import Ranking, q_values, reported
+from numpyro_neb.empirical_bayes.selection import Ranking, q_values
 from numpyro_neb.empirical_bayes.signs import hidden_reach, sign_rates, why_none
 from numpyro_neb.energies.mixture import MixtureEnergy
 from numpyro_neb.posteriors.components import Components
@@ -196,7 +203,7 @@ class MixtureFit:
         Reference:
             Stephens, Biostatistics 18 (2017).
         """
-        return reported(self.q_values, fdr)
+        return self.q_values <= check_positive("fdr", fdr, 1.0)
 
     def rank(self, key: PRNGKeyArray, num_samples: int = 1000) -> Ranking:
         """The posterior ranks of the X_j, from joint draws; 1 is the largest.

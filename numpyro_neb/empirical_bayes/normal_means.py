@@ -1,8 +1,9 @@
 """Normal means, rates and probabilities: the law of X from noisy observations alone."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
@@ -36,8 +37,8 @@ from numpyro_neb.empirical_bayes.observations import (
 from numpyro_neb.empirical_bayes.solver import MixtureWeights, maximise
 from numpyro_neb.empirical_bayes.spline import spline_weights
 
-_PRIORS = ("npmle", "normal", "point_normal", "scale_mixture", "unimodal", "spline")
 PriorName = Literal["npmle", "normal", "point_normal", "scale_mixture", "unimodal", "spline"]
+_PRIORS = get_args(PriorName)
 
 
 def fit_mixture(
@@ -296,9 +297,7 @@ def _several(
         candidates = _box(seen)
     kernel = LinearKernel.of(seen.y, seen.covariances, seen.projection, candidates)
     rounds = 0 if locs is not None else 10
-    gap = solver["max_gap"]
-    rest = {name: value for name, value in solver.items() if name != "max_gap"}
-    kernel, found = grids.several(kernel, gap, rest, rounds)
+    kernel, found = grids.several(kernel, solver, rounds)
     active = kernel.locs[found.active]
     return Prior("npmle", active, np.zeros(len(active)), found.weights), found
 
@@ -334,7 +333,7 @@ def _counts(
 
     def kernel_at(locs: Any) -> AbstractKernel:
         shape = Prior(prior, locs, np.zeros(len(locs)), np.ones(len(locs)))
-        return few.kernel(shape).with_counts(counts.astype(float))
+        return replace(few.kernel(shape), counts=counts.astype(float))
 
     rates = rows[:, 0] / size
     # A tenth of the standard deviation of an observation's square root, or arc sine.

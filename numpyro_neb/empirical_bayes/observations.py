@@ -263,11 +263,9 @@ class PoissonObservations(AbstractObservations):
             ValueError: If y are not whole numbers of at least zero, or exposure is not positive.
         """
         y = _counts(y)
-        exposure = finite_on_host("exposure", 1.0 if exposure is None else exposure)
-        fits = exposure.shape in ((), y.shape)
-        require(fits, f"exposure must be a scalar or of shape {y.shape}, got {exposure.shape}")
+        exposure = _for_each("exposure", 1.0 if exposure is None else exposure, y)
         require(bool(np.all(exposure > 0)), f"exposure must be positive, got {exposure.min()}")
-        return cls(y, np.broadcast_to(exposure, y.shape))
+        return cls(y, exposure)
 
     @property
     def known(self) -> dict[str, Float[np.ndarray, " n"]]:
@@ -301,10 +299,7 @@ class BinomialObservations(AbstractObservations):
         """
         y = _counts(y)
         require(trials is not None, 'trials must be given for family="binomial"')
-        trials = finite_on_host("trials", trials)
-        fits = trials.shape in ((), y.shape)
-        require(fits, f"trials must be a scalar or of shape {y.shape}, got {trials.shape}")
-        trials = np.broadcast_to(trials, y.shape)
+        trials = _for_each("trials", trials, y)
         whole = np.all((trials == np.round(trials)) & (trials > 0) & (y <= trials))
         require(bool(whole), "trials must be positive whole numbers, at least y")
         return cls(y, trials)
@@ -326,6 +321,14 @@ def _counts(y):
     whole = np.all((y == np.round(y)) & (y >= 0))
     require(bool(whole), "y must be counts: whole numbers of at least zero")
     return y
+
+
+def _for_each(name, value, y):
+    """A finite number for each observation, or one for all."""
+    value = finite_on_host(name, value)
+    fits = value.shape in ((), y.shape)
+    require(fits, f"{name} must be a scalar or of shape {y.shape}, got {value.shape}")
+    return np.broadcast_to(value, y.shape)
 
 
 def observations(

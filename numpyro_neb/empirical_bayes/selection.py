@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 from numpyro_neb._internal.checks import check_count, check_positive, require
@@ -96,9 +96,3 @@ class Ranking:
         table = np.zeros((n, n))
         np.add.at(table, (np.broadcast_to(np.arange(n), whole.shape), whole), 1 / len(whole))
         return table
-
-
-def reported(q: Float[np.ndarray, " n"], fdr: float) -> Bool[np.ndarray, " n"]:
-    """True for the observations whose q-value is at most `fdr`; False for NaN."""
-    fdr = check_positive("fdr", fdr, 1.0)
-    return q <= fdr
