@@ -103,7 +103,8 @@ def to_arviz(
 
     Warns:
         UserWarning: If draws are diverging: with the chain and the first such draw. If the measured
-            bias of the variances is beyond max_bias by more than two standard errors.
+            bias of the variances is beyond max_bias by more than two standard errors, on at least
+            100 effective draws.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb

@@ -18,13 +18,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import pandas as pd
 import pytest
+import xarray as xr
 
 import numpyro_neb as neb
 from numpyro_neb._internal.fingerprints import difference, fingerprint, reservations
 
-pd = pytest.importorskip("pandas")
-xr = pytest.importorskip("xarray")
 PROGRAM = """
 import enum, functools, dataclasses
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist
