@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_neb._internal.batching import in_chunks
 from numpyro_neb._internal.checks import (
     check_choice,
-    check_count,
     check_counts,
     check_positive,
     finite_on_host,
@@ -97,7 +96,8 @@ def recall(
         tolerance: The norm of the energy's gradient at rest, in units of 1/sigma, and the smallest
             curvature of a memory, in units of 1/sigma^2.
         max_steps: Maximum number of steps; a cue not at rest by then is not `converged`.
-        chunk_size: How many cues to follow at once.
+        chunk_size: How many cues to follow at once, at most. Up to 128 cues go in chunks of 16, and
+            more in at least eight chunks, so that the bar moves early.
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
@@ -126,6 +126,7 @@ def recall(
     tolerance = check_positive("tolerance", tolerance)
     check_choice("flow", flow, tuple(_FLOWS))
     run = partial(_FLOWS[flow], energy, max_steps=max_steps)
+    chunk_size = _share(len(flat), chunk_size)
 
     def settle(start, tolerances):
         found: Any = in_chunks(run, (start, tolerances), chunk_size, progress_bar)
@@ -316,6 +317,8 @@ def follow(
     times: Float[Array, " t"] | Float[np.ndarray, " t"],
     *,
     max_steps: int = 4096,
+    chunk_size: int = 256,
+    progress_bar: bool = True,
 ) -> Float[Array, "..."]:
     r"""The path of dy/dt = -grad phi(y) from each cue, for plots.
 
@@ -325,13 +328,16 @@ def follow(
         times: The times to record, rising and not negative, in units of sigma^2: one unit is a step
             of the jump.
         max_steps: Maximum number of solver steps.
+        chunk_size: As in `recall`.
+        progress_bar: As in `recall`.
 
     Returns:
         The positions, of shape (*batch, t, *event_shape).
 
     Raises:
         TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
-        ValueError: If y has the wrong shape or is not finite, or times are not as described.
+        ValueError: If y has the wrong shape or is not finite, times are not as described, or a
+            count is not a positive int.
         FloatingPointError: If a path does not reach its end.
 
     Reference:
@@ -345,17 +351,23 @@ def follow(
         Array(True, dtype=bool)
     """
     flat, batch = _flat(energy, y)
-    max_steps = check_count("max_steps", max_steps)
+    max_steps, chunk_size = check_counts(max_steps=max_steps, chunk_size=chunk_size)
     times = finite_on_host("times", times)
     rising = times.ndim == 1 and len(times) > 0 and times[0] >= 0 and np.all(np.diff(times) > 0)
     require(rising, f"times must be finite, rising and not negative, got {times}")
-    paths: Any = _paths(energy, flat, jnp.asarray(times, flat.dtype), max_steps)
+    run = partial(_paths, energy, times=jnp.asarray(times, flat.dtype), max_steps=max_steps)
+    paths: Any = in_chunks(run, (flat,), _share(len(flat), chunk_size), progress_bar)
     if not np.all(np.isfinite(paths)):
         raise FloatingPointError(
             f"a path did not reach its end in max_steps = {max_steps} steps, or became NaN or"
             f" infinite before time {times[-1]}"
         )
     return paths.reshape(*batch, *paths.shape[1:])
+
+
+def _share(count, chunk_size):
+    """The size of a chunk: at least eight of them, unless it would be less than 16."""
+    return min(chunk_size, max(16, -(-count // 8)))
 
 
 def _flow_of(energy):

@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 
 import numpyro_neb as neb
 from numpyro_neb import memories
+from numpyro_neb._internal import batching
 
 PAIR = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
 CUES = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
@@ -137,6 +138,28 @@ def test_chunks_do_not_show():
     # Batches of another size round otherwise; each path ends within 1e-3 sigma of rest.
     np.testing.assert_allclose(parts.attractors, whole.attractors, atol=1e-3 * 0.5)
     np.testing.assert_allclose(parts.num_steps, whole.num_steps, atol=1)
+
+
+def test_a_bar_moves_early(monkeypatch):
+    """After 16 cues or an eighth of them; and each cue keeps its own path."""
+    moves = []
+
+    class Watched(batching.tqdm):
+        def update(self, n=1):
+            moves.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(batching, "tqdm", Watched)
+    energy = targets.gaussian(np.array([0.5, 2.0]), 0.7)
+    cues = np.random.default_rng(0).normal(size=(145, 2)).astype(np.float32)
+    path = memories.follow(energy, cues, np.array([0.5, 1.0]))
+    assert moves == [19] * 7 + [12]
+    rates = 0.49 / (np.array([0.25, 4.0]) + 0.49)
+    np.testing.assert_allclose(path[:, 1], cues * np.exp(-rates), atol=2e-4)
+    moves.clear()
+    found = neb.recall(neb.MixtureEnergy(PAIR, 0.3), cues[:40], flow="jump")
+    assert moves[:3] == [16, 16, 8]
+    np.testing.assert_array_equal(np.sign(found.attractors[:, 0]), np.sign(cues[:40, 0]))
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ ROWS = (
     ),
     Rows(
         memories.follow,
-        {"energy": MIXTURE, "y": Y, "times": TIMES},
+        {**GOOD, "times": TIMES},
         [
             *OBSERVED,
-            *wrong_counts("max_steps"),
+            *wrong_counts("chunk_size", "max_steps"),
             *wrong_arrays("times", TIMES, floats=False, event=False),
             *each("times", ValueError, "times must be finite, rising and not", OUT_OF_ORDER),
         ],
