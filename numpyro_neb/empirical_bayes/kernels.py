@@ -54,6 +54,10 @@ class AbstractKernel(abc.ABC):
     def parts(self, weights: Float[np.ndarray, " K"]) -> Iterator[Parts]:
         """The law of X given each y, a block of observations at a time."""
 
+    def mixture(self, locs: Any, weights: Any) -> tuple[Any, Any, Any]:
+        """The prior's locations and weights, and the weights that this kernel's methods take."""
+        return locs, weights, weights
+
     def take(self, rows: Any) -> Any:
         """The kernel of some of the rows."""
         return replace(self, **{name: getattr(self, name)[rows] for name in self.per_row})
@@ -209,6 +213,11 @@ class RowKernel(AbstractKernel):
     def num_columns(self) -> int:
         """The number of components."""
         return self.locs.shape[1]
+
+    def mixture(self, locs: Any, weights: Any) -> tuple[Any, Any, Any]:
+        """Those of each row, which `logs` has already."""
+        del locs, weights
+        return self.locs, self.weights, np.ones(self.num_columns)
 
     def logs(self, rows: Any, columns: Any) -> Float[np.ndarray, "j i"]:
         """The logarithms for some rows (observations) and columns (components), with weights."""

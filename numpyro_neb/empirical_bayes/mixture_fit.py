@@ -25,7 +25,7 @@ from numpyro_neb._internal.checks import (
 )
 from numpyro_neb._internal.events import too_coarse
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
-from numpyro_neb.empirical_bayes.kernels import AbstractKernel, Parts, RowKernel
+from numpyro_neb.empirical_bayes.kernels import AbstractKernel, Parts
 from numpyro_neb.empirical_bayes.observations import (
     AbstractObservations,
     NormalObservations,
@@ -91,18 +91,20 @@ class MixtureFit:
     @property
     def locs(self) -> Float[np.ndarray, "..."]:
         """The means of the components, the locations of point masses; (n, K) with covariates."""
-        return self.kernel.locs if isinstance(self.kernel, RowKernel) else self.prior.locs
+        return self._mixture[0]
 
     @property
     def weights(self) -> Float[np.ndarray, "*n K"]:
         """The weights of the components; of shape (n, K) with covariates."""
-        return self.kernel.weights if isinstance(self.kernel, RowKernel) else self.prior.weights
+        return self._mixture[1]
+
+    @cached_property
+    def _mixture(self):
+        return self.kernel.mixture(self.prior.locs, self.prior.weights)
 
     @property
-    def _common(self):
-        """The weights that all observations share."""
-        own = isinstance(self.kernel, RowKernel)
-        return np.ones(self.kernel.num_columns) if own else self.prior.weights
+    def _common(self):  # the weights that all observations share
+        return self._mixture[2]
 
     @cached_property
     def energy(self) -> MixtureEnergy:
@@ -168,12 +170,7 @@ class MixtureFit:
     @property
     def lfdr(self) -> Float[np.ndarray, "n *event"]:
         """The local false discovery rate, P(X = 0) given Y=y; zero for a prior without a spike."""
-        rates = []
-        for part in self._parts():
-            here = part.centres[:, None] + part.offsets == 0
-            here = here if part.deviations is None else here & (part.deviations == 0)
-            rates.append(np.einsum("jk,jkd->jd", part.weights, here.astype(float)))
-        return np.concatenate(rates).reshape(self._shape)
+        return self._signs[1]
 
     @property
     def lfsr_withheld(self) -> str:
@@ -184,7 +181,7 @@ class MixtureFit:
         from zero on and up to one sigma. It is NaN if it would change by more than .01 with such
         point masses counted on both sides of zero. In several dimensions, by coordinate.
         """
-        return self._signs[1]
+        return self._signs[2]
 
     @property
     def q_values(self) -> Float[np.ndarray, "n *event"]:
@@ -219,10 +216,11 @@ class MixtureFit:
     def _signs(self):
         locs = self.prior.locs.reshape(len(self.prior.weights), prod(self._shape[1:]))
         reach = hidden_reach(locs, self.prior.weights, self.blur, self.level)
-        rate, wide = sign_rates(self._parts(), reach)
+        rate, wide, zero = sign_rates(self._parts(), reach)
         crowded = np.max(wide - rate, axis=0) > 0.01
         why = why_none(locs, self.prior.weights, reach, crowded)
-        return np.where(crowded, np.nan, rate).reshape(self._shape), why
+        rate = np.where(crowded, np.nan, rate).reshape(self._shape)
+        return rate, zero.reshape(self._shape), why
 
     @cached_property
     def _moments(self):
@@ -275,7 +273,8 @@ class MixtureFit:
     def posterior(self) -> PosteriorDistribution:
         """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`.
 
-        A NumPyro distribution, in JAX's default float.
+        A NumPyro distribution, in JAX's default float. With the nonparametric prior its intervals
+        are too short, as the class says.
 
         Raises:
             ValueError: As `energy`.
@@ -480,8 +479,10 @@ class MixtureFit:
             return given
         if self.lfsr_withheld:
             return f"{given}; no lfsr: {self.lfsr_withheld}"
-        rates = self._signs[0]
-        return f"{given}; lfsr < 0.05 for {np.sum(rates < 0.05)} of {rates.size}"
+        anywhere = self.blur > 0 or self.prior.location_scale is not None
+        if self.prior.name == "npmle" and anywhere:
+            return f"{given}; for intervals and sign rates use another prior: these are too short"
+        return f"{given}; lfsr < 0.05 for {np.sum(self.lfsr < 0.05)} of {self.lfsr.size}"
 
 
 def _mean(part):

@@ -12,28 +12,29 @@ from numpyro_neb.empirical_bayes.kernels import Parts
 
 def sign_rates(
     parts: Iterable[Parts], reach: Float[np.ndarray, " d"]
-) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-    """min(P(X <= 0), P(X >= 0)) given each y, and the same with those near zero on both sides.
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+    """min(P(X <= 0), P(X >= 0)) given each y, with those near zero on both sides, and P(X = 0).
 
     Args:
         parts: The law of X given each y.
         reach: How near zero a point mass counts as zero, for the second result.
     """
-    rates, wides = [], []
+    rates, wides, zeros = [], [], []
     for part in parts:
         place = part.centres[:, None] + part.offsets
         if part.deviations is None:
-            sides = [place <= 0, place >= 0, place <= reach, place >= -reach]
+            sides = [place <= 0, place >= 0, place <= reach, place >= -reach, place == 0]
         else:
             wide = part.deviations > 0
             scaled = place / np.where(wide, part.deviations, 1)
             below = np.where(wide, ndtr(-scaled), place <= 0)
             above = np.where(wide, ndtr(scaled), place >= 0)
-            sides = [below, above, below, above]
+            sides = [below, above, below, above, ~wide & (place == 0)]
         shares = [np.einsum("jk,jkd->jd", part.weights, np.asarray(s, float)) for s in sides]
         rates.append(np.minimum(*shares[:2]))
-        wides.append(np.minimum(*shares[2:]))
-    return np.concatenate(rates), np.concatenate(wides)
+        wides.append(np.minimum(*shares[2:4]))
+        zeros.append(shares[4])
+    return np.concatenate(rates), np.concatenate(wides), np.concatenate(zeros)
 
 
 def hidden_reach(

@@ -113,6 +113,16 @@ def test_a_rate_that_point_masses_near_zero_do_not_touch(x64):
     assert fit.lfsr.max() < 1e-6
 
 
+@pytest.mark.parametrize(("settings", "warns"), [({}, 1), ({"prior": "scale_mixture"}, 0)])
+def test_print_says_that_point_masses_are_too_short_a_prior(settings, warns):
+    """No effect is zero, and the plain fit's rates, although they are there, are too low."""
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(200) < 0.5, 8.0, -8.0) + rng.normal(size=200)
+    text = str(neb.fit_mixture(y, 1.0, **settings))
+    assert text.count("for intervals and sign rates use another prior") == warns
+    assert text.count("lfsr < 0.05 for ") == 1 - warns
+
+
 def test_a_point_mass_at_zero_counts_on_both_sides():
     fit = neb.fit_mixture(np.array([-1.0, 0.1, 0.2, 4.0]), 1.0, locs=[-1.0, 0.0, 4.0])
     r = given(fit, fit.y, 1.0)
