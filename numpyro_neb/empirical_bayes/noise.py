@@ -51,7 +51,7 @@ def apparent_noise(energy: AbstractEnergy, y: jax.Array | np.ndarray) -> Apparen
         >>> energy = neb.MixtureEnergy(jnp.zeros((1, 10)), sigma=0.3)  # X is zero
         >>> y = jax.random.normal(jax.random.key(0), (1000, 10))
         >>> print(f"{apparent_noise(energy, 0.6 * y).sigma:.2f}")
-        0.60
+        0.61
     """
     check_energy(energy, single=True)
     y = checked_events("y", y, energy)
