@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import targets
+from scipy import stats
 
 import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import lanczos, posterior_components
@@ -102,15 +104,11 @@ def test_too_few_products_do_not_converge():
     assert found.residuals[0] ** 2 >= 1 - found.variances[0]
 
 
-@pytest.mark.parametrize("steps", [3, 8])
-def test_the_bound_holds_as_often_as_it_says(steps, monkeypatch, x64):
-    """Directions drawn at random for one eigenvalue above the others, and a probability of 5%."""
-    monkeypatch.setattr(lanczos, "_PROBABILITY", 0.05)
-    n, d = 4000, 40
-    rng = np.random.default_rng(2)
-    direction = rng.normal(size=(n, d))
+def of_random_directions(n, rest, steps):
+    """The largest eigenvalue, as far as found: 0.6 along a direction, and `rest` beside it."""
+    d = len(rest)
+    direction = np.random.default_rng(2).normal(size=(n, d))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    rest = jnp.linspace(0, 0.5, d)
 
     def one(direction):
         def times(v):
@@ -123,8 +121,27 @@ def test_the_bound_holds_as_often_as_it_says(steps, monkeypatch, x64):
         return find(jnp.zeros((1, d)), largest=jnp.zeros(()), size=jnp.zeros(()))
 
     top = jax.jit(jax.vmap(one, axis_name="y"))(jnp.asarray(direction))
-    too_low = np.mean(top.value + top.missed < 0.6)
-    assert too_low < 0.05 + 5 * np.sqrt(0.05 * 0.95 / n)
     assert np.all(top.value <= 0.6 + 1e-12)
+    return np.mean(top.value + top.missed < 0.6)
+
+
+@pytest.mark.parametrize("steps", [3, 8])
+def test_the_bound_holds_as_often_as_it_says(steps, monkeypatch, x64):
+    """Directions drawn at random for one eigenvalue above the others, and a probability of 5%."""
+    monkeypatch.setattr(lanczos, "_PROBABILITY", 0.05)
+    too_low = of_random_directions(4000, jnp.linspace(0, 0.5, 40), steps)
+    assert too_low < 0.05 + 5 * np.sqrt(0.05 * 0.95 / 4000)
     # After enough products it is not so wide that it always holds.
     assert steps < 8 or too_low > 0
+
+
+def test_one_product_of_rank_one_shows_the_probability(monkeypatch, x64):
+    """With c the start's share of the direction, p_1(0.6) = sqrt(1 - c^2) / c exactly."""
+    monkeypatch.setattr(lanczos, "_PROBABILITY", 0.05)
+    d, n = 40, 4000
+    too_low = of_random_directions(n, jnp.zeros(d), 1)
+    # c^2 is Beta(1/2, (d - 1)/2), and the bound holds from c^2 / (1 - c^2) = its 5% quantile on.
+    law = stats.beta(0.5, (d - 1) / 2)
+    limit = law.ppf(0.05)
+    share = law.cdf(limit / (1 + limit))
+    targets.within(too_low, share, np.sqrt(share * (1 - share) / n))
