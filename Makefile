@@ -26,9 +26,10 @@ lint: $(VENV)/test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 
-# The doctests are among the fast ones.
+# The doctests are among the fast ones. FAST holds further options of pytest.
+FAST ?=
 fast: $(VENV)/test
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(FAST)
 
 # The fast suite in float64, without the doctests, which show the digits of float32.
 X64 ?= tests
