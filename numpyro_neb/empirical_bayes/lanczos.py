@@ -154,7 +154,7 @@ def _excess(gaps, logs, steps, d):
         reached = jnp.nansum(jnp.log(middle + gaps)) >= goal
         return jnp.where(reached, low, middle), jnp.where(reached, middle, high)
 
-    high = jnp.exp(goal / steps)
+    high = jnp.exp(goal / steps.astype(goal.dtype))
     return jax.lax.fori_loop(0, 50, halve, (jnp.zeros_like(high), high))[1]
 
 

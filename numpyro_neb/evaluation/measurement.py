@@ -219,7 +219,7 @@ def _noisy(energy, x, key):
     clean = in_dtype_of(energy, x)
     copies = max(1, min(10, 4000 // len(x)))
     noise = jax.random.normal(key, (copies, *clean.shape), clean.dtype)
-    return np.asarray(clean + energy.sigma * noise)
+    return np.asarray(clean[None] + energy.sigma * noise)
 
 
 def _log_z(energy, key, settings, progress_bar, notes):
