@@ -245,10 +245,11 @@ def from_walk(
     import arviz as az
 
     kernel, density, latents = check_walk(mcmc), None, []
+    last_state: Any = mcmc.last_state
     args, kwargs = model_arguments(mcmc)
     own = {name: list(names) for name, names in (dims or {}).items()}
     if kernel.model is None:
-        named, constants = _of_energy(kernel, own)
+        named, constants = _of_energy(kernel, last_state.levels, own)
     else:
         # As the kernel sees it: random draws inside the model are the same at every call.
         mcmc = copy.copy(mcmc)
@@ -289,14 +290,17 @@ def _widen_jumps(posterior):
             posterior[name] = posterior[name].astype(float)
 
 
-def _of_energy(kernel, own):
+def _of_energy(kernel, levels, own):
     """The dimension names and the constants of a walk on an energy."""
-    energy, shape = kernel.energy, kernel.energy.event_shape
+    energy, shape = kernel.lowest, kernel.lowest.event_shape
     constants = {name: np.asarray(getattr(energy, name)) for name in ("sigma", "loc", "scale")}
     if kernel.frozen is not None:
         constants["frozen"] = np.asarray(kernel.frozen)
     names = event_dims(shape)
     named = {k: list(names) for k, v in constants.items() if np.shape(v) == shape}
+    if levels:
+        constants["sigmas"] = np.asarray(levels.sigma)
+        named |= {"sigmas": ["chain", "level"][-np.ndim(levels.sigma) :]}
     return named | {"y": list(names), "x": list(names)} | own, constants
 
 
@@ -412,6 +416,8 @@ def _num_coordinates(mcmc):
     position, unit = state.walk.position, state.unit
     if mcmc.num_chains > 1:
         position, unit = position[0], unit[0]
+    if state.levels:
+        position = position[0]
     return int(np.sum(np.broadcast_to(np.asarray(unit) > 0, np.shape(position))))
 
 

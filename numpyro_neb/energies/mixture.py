@@ -171,7 +171,10 @@ class MixtureEnergy(AbstractEnergy):
             >>> neb.MixtureEnergy(jnp.array([-1.0, 1.0]), sigma=1.0).at(0.5).sigma
             Array(0.5, dtype=float32)
         """
-        sigma = _squared(sigma)
+        return self.unchecked_at(_squared(sigma))
+
+    def unchecked_at(self, sigma: Float[Array, ""]) -> "MixtureEnergy":
+        """`at`, for a sigma that is known to be positive."""
         return eqx.tree_at(lambda e: e.sigma, self, sigma)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:

@@ -24,7 +24,7 @@ from numpyro_neb.integrators.base import (
 _WELFORD = welford_covariance(diagonal=True)
 # The mean of exp(-e^2 / v) over e ~ N(0, v): see `_effective`.
 _STATISTIC_AT_BOUND = 3**-0.5
-# The precision of what warm-up measures and sets, in bits: see `_rounded`.
+# The precision of what warm-up measures and sets, in bits: see `to_few_bits`.
 _BITS = 10
 
 
@@ -125,11 +125,11 @@ class Adaptation(eqx.Module):
         """
         if not self.adapt_step_size:
             return integrator
-        step_size = _rounded(self.state.step_size)
+        step_size = to_few_bits(self.state.step_size)
         tuned = eqx.tree_at(lambda i: i.step_size, integrator, step_size)
         if hasattr(integrator, "friction"):
             friction = jnp.asarray(self._friction(integrator), step_size.dtype)
-            tuned = eqx.tree_at(lambda i: i.friction, tuned, _rounded(friction))
+            tuned = eqx.tree_at(lambda i: i.friction, tuned, to_few_bits(friction))
         if integrator.target_accept_prob is not None:
             return tuned
         early = self.running & (self.num_draws < self._num_early)
@@ -163,7 +163,7 @@ class Adaptation(eqx.Module):
         """The factor that multiplies the unit of each coordinate."""
         if not self.adapt_mass_matrix:
             return 1.0
-        return _rounded(jnp.sqrt(self.state.inverse_mass_matrix)).reshape(shape)
+        return to_few_bits(jnp.sqrt(self.state.inverse_mass_matrix)).reshape(shape)
 
     @property
     def centre(self) -> Float[Array, " d"]:
@@ -266,6 +266,10 @@ class _Guarded(AbstractIntegrator):
         """As for the inner integrator."""
         return self.integrator.observe(target, state)
 
+    def resumed(self, target, seen):
+        """As for the inner integrator."""
+        return self.integrator.resumed(target, seen)
+
     def acceptance_statistic(self, energy_error):
         """What `step` returned: early, the acceptance probability, whose target is then 0.577.
 
@@ -284,7 +288,7 @@ def _effective(variance, size):
     return variance / (1 + 1 / size + 0.55 / size**2 + 0.08 / size**4)
 
 
-def _rounded(value):
+def to_few_bits(value):
     """To 10 bits: a batch of chains and one chain round differently in the last bits of a float.
 
     Warm-up is a feedback that would amplify them.

@@ -96,10 +96,13 @@ class AbstractIntegrator(eqx.Module):
         step_size: The step, in units of length (sigma).
         target_accept_prob: The acceptance rate that warm-up tunes a Metropolis integrator's step
             to; None for one without a Metropolis test.
+        gradients_to_place: The gradients that it takes to put a walk at another position, by
+            `observe`, the target and `resumed`.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, ""]]
     target_accept_prob: ClassVar[float | None] = None
+    gradients_to_place: ClassVar[int] = 1
 
     @abc.abstractmethod
     def init(self, target: Target, position: Float[Array, "..."], key: PRNGKeyArray) -> WalkState:
@@ -133,6 +136,11 @@ class AbstractIntegrator(eqx.Module):
         """The state as it is recorded, with the gradient that the jump needs."""
         del target
         return state
+
+    def resumed(self, target: Target, seen: WalkState) -> WalkState:
+        """The state that `observe` shows as `seen`."""
+        del target
+        return seen
 
     def turned(self, target: Target, state: WalkState) -> WalkState:
         """The state from which the walk goes back: its velocity has the opposite sign.

@@ -113,6 +113,7 @@ class ABOBA(AbstractIntegrator):
     step_size: float | Float[Array, ""] = 1.0
     friction: float | Float[Array, ""] = 0.2
     initial_velocity: Literal["gaussian", "zero"] = eqx.field(static=True, default="gaussian")
+    gradients_to_place: ClassVar[int] = 3
 
     def __check_init__(self):
         _check_underdamped(self)
@@ -142,6 +143,12 @@ class ABOBA(AbstractIntegrator):
         """The end of the step that led here: half a step back, one gradient."""
         v = jnp.asarray(state.velocity)
         y = state.position - self.step_size / 2 * target.unit * v
+        return WalkState(y, v, *target(y))
+
+    def resumed(self, target, seen):
+        """Half a step on, in the middle of the next step; one gradient."""
+        v = jnp.asarray(seen.velocity)
+        y = seen.position + self.step_size / 2 * target.unit * v
         return WalkState(y, v, *target(y))
 
     def turned(self, target, state):

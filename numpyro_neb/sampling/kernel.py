@@ -1,68 +1,45 @@
 """Walk-jump sampling as a NumPyro MCMC kernel."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.util import identity, is_prng_key
 
-from numpyro_neb._internal.checks import check_count, check_positive, check_type, kind, require
-from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
-from numpyro_neb.integrators.adaptation import Adaptation
-from numpyro_neb.integrators.base import (
-    AbstractIntegrator,
-    Target,
-    WalkState,
-    check_integrator,
-    walk,
+from numpyro_neb._internal.checks import (
+    Numbers,
+    check_count,
+    check_positive,
+    check_type,
+    kind,
+    require,
 )
+from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
+from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily, check_energy
+from numpyro_neb.integrators.base import AbstractIntegrator, check_integrator
 from numpyro_neb.integrators.underdamped import BAOAB, GHMC
+from numpyro_neb.sampling.ladder import (
+    Ladder,
+    at_level,
+    check_levels,
+    largest_spread,
+    rising_levels,
+    spread_levels,
+)
 from numpyro_neb.sampling.targets import AbstractDensity, EnergyDensity, ModelDensity
-
-
-class WalkJumpState(NamedTuple):
-    """The state of a walk-jump chain; `vectorized` chains have a leading dimension.
-
-    Attributes:
-        draw: {"y": the walk, "x": the jump y - sigma^2 grad phi(y)}; for a model, its sites.
-        walk: The integrator's state.
-        unit: The unit of length of each coordinate, sigma / sqrt(inverse_temperature).
-        lp: The log density of the walk's law up to a constant, -inverse_temperature * phi(y).
-        energy: The Hamiltonian -lp + norm(v)^2 / 2; -lp for an overdamped walk.
-        acceptance_rate: The mean acceptance probability of the draw's steps; () without a
-            Metropolis test.
-        step_size: The integrator's step times sigma / sqrt(inverse_temperature): in the data's
-            units, before any tuned mass matrix.
-        stein_ratio: For a tuned walk without a Metropolis test, the mean over the coordinates of
-            (y_i - c_i) times the i-th derivative of the potential, with c the mean of y in warm-up.
-            Its mean is 1 under the exact law; () for others.
-        diverging: Whether the walk has become NaN or infinite, in this draw or before.
-        num_diverging: The number of diverging draws so far.
-        adaptation: What warm-up has tuned; None if nothing is tuned.
-        rng_key: The random key of the next draw.
-    """
-
-    draw: dict[str, Float[Array, "..."]]
-    walk: WalkState
-    unit: Float[Array, "..."]
-    lp: Float[Array, "..."]
-    energy: Float[Array, "..."]
-    acceptance_rate: Float[Array, "..."] | tuple[()]
-    step_size: Float[Array, "..."]
-    stein_ratio: Float[Array, "..."] | tuple[()]
-    diverging: Bool[Array, "..."]
-    num_diverging: Int[Array, "..."]
-    adaptation: Adaptation | None
-    rng_key: Array
+from numpyro_neb.sampling.walker import (
+    Walker,
+    WalkJumpState,
+    check_start,
+    compiled_first_state,
+    first_state,
+    is_metropolis,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +57,24 @@ class WalkJumpKernel(ResumableKernel):
     "acceptance_rate" for Metropolis integrators and "stein_ratio" for other tuned ones. With a
     model and no integrator both are recorded, and the one that does not apply is an empty tuple.
     `extra_fields=("~draw.y",)` keeps only the jumps.
+
+    With `sigmas`, a chain walks on several noise levels at once: replica exchange. Draws are those
+    of the lowest level, with its jump. High levels cross between modes that are far apart, and
+    neighbours exchange their walks in a way that leaves the law of each level as it is, whatever
+    the energies:
+
+        exchange y_l and y_m with probability min(1, r),
+        log r = phi_l(y_l) + phi_m(y_m) - phi_l(y_m) - phi_m(y_l).
+
+    Each level takes `num_steps` steps, in units of its own sigma, between two draws, and there is a
+    round of exchanges about every 16 steps: it costs a gradient for each level. The extra fields
+    "exchange_rate", of the last try of each pair, and "round_trips", of walks from the highest
+    level to the lowest, are recorded. Rates of .2 to .8 are good: add levels if one is lower. With
+    `sigma` and `num_levels`, warm-up sets the levels so that all pairs exchange equally often.
+    The default walk is the exact `GHMC()`: weights of far modes come down through all the levels,
+    where the bias of an unadjusted walk adds up (of two modes 10 sigma apart, BAOAB() gave the
+    smaller .087 for .1). Beyond some hundred dimensions, where GHMC rejects more often,
+    BAOAB(0.5) gets further.
 
     With `model`, the walk is on the joint density of a model's latent sites, unconstrained. A draw
     holds the constrained sites under their names, the deterministic ones, and `<site>_jump` for
@@ -108,11 +103,13 @@ class WalkJumpKernel(ResumableKernel):
     negligible.
 
     Args:
-        energy: The energy phi; give either this or `model`.
+        energy: The energy phi; give either this or `model`. With several levels, a
+            `ConditionalEnergy`, a `MixtureEnergy` or anything else with `.at(sigma)`.
         model: A NumPyro model; give either this or `energy`.
         integrator: The step of the walk. The default is `BAOAB()` (step sigma, friction 0.2/sigma),
             which needs no tuning on a smoothed density, for an energy and for a model whose latent
-            sites are all `SmoothedDensity`; for other models it is `GHMC()`.
+            sites are all `SmoothedDensity`; for other models, and on several levels, it is
+            `GHMC()`.
         num_steps: Steps of the walk between two draws, one gradient each.
         inverse_temperature: beta of the walk's law exp(-beta phi); the jump is still that of phi.
             The unit of steps becomes sigma / sqrt(beta), so that the stable step is the same.
@@ -134,18 +131,28 @@ class WalkJumpKernel(ResumableKernel):
             Whatever the law, `to_arviz` measures the bias, and warns if it is larger.
         init_strategy: A NumPyro init strategy, for the sites of a model that are not a
             `SmoothedDensity`.
+        sigmas: Rising noise levels to walk on at once, the first of them that of the draws. All
+            start from N(loc, scale^2 + sigma_l^2), or with noise added to `init_params`.
+        num_levels: In place of `sigmas`, the number of levels, to be set in warm-up.
+        sigma: The lowest of them; by default that of an energy that has one.
+        max_sigma: The highest of them; by default the norm of the energy's scale, beyond which
+            modes do not stay apart, or the largest sigma of a family if that is less.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy` (the message says how to wrap it), `model`
-            is not callable, or `integrator` is not an integrator.
+        TypeError: If `energy` is not an `AbstractEnergy` (the message says how to wrap it) or has
+            no `.at` for several levels, `model` is not callable, or `integrator` is not an
+            integrator.
         ValueError: If both or neither of energy and model are given, a number is out of range,
             frozen does not have the event shape, or init_params does not have the shape above or is
-            not finite; if the model takes a random subset of a plate's rows, or a value in it
+            not finite; if levels do not rise, are beyond the energy's or are given with a model;
+            if the model takes a random subset of a plate's rows, or a value in it
             depends on the random key.
         FloatingPointError: If phi or its gradient is not finite where a walk starts.
 
     Reference:
-        NEB algorithm 1.
+        NEB algorithm 1. Swendsen and Wang, Phys. Rev. Lett. 57 (1986), and Geyer, Computing
+        Science and Statistics (1991), for replica exchange; Syed, Bouchard-Cote, Deligiannidis and
+        Doucet, J. R. Stat. Soc. B 84 (2022), for alternating pairs and levels of even rates.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -156,9 +163,17 @@ class WalkJumpKernel(ResumableKernel):
         >>> mcmc.run(jax.random.key(0))
         >>> {name: draws.shape for name, draws in mcmc.get_samples().items()}
         {'x': (100, 2), 'y': (100, 2)}
+
+        Several noise levels of the same mixture:
+
+        >>> kernel = neb.WalkJumpKernel(energy, sigmas=(0.5, 0.8, 1.3), num_steps=16)
+        >>> mcmc = MCMC(kernel, num_warmup=10, num_samples=100, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> mcmc.get_extra_fields()["exchange_rate"].shape
+        (100, 2)
     """
 
-    energy: AbstractEnergy | None = None
+    energy: Any = None
     _: dataclasses.KW_ONLY
     model: Callable | None = None
     integrator: AbstractIntegrator | None = None
@@ -171,17 +186,22 @@ class WalkJumpKernel(ResumableKernel):
     target_accept_prob: float | None = None
     max_bias: float = 0.05
     init_strategy: Callable = init_to_uniform
+    sigmas: Numbers | None = None
+    num_levels: int | None = None
+    sigma: float | None = None
+    max_sigma: float | None = None
 
     def __post_init__(self):
         one = (self.energy is None) != (self.model is None)
         require(one, "one of energy and model must be given, and not both")
-        if self.model is None:
+        self._check_levels()
+        if self.model is None and self.levels is None:
             check_energy(self.energy, hint="; a NumPyro model goes to WalkJumpKernel(model=...)")
-        else:
+        elif self.model is not None:
             check_type("model", self.model, Callable, "callable")
         check_type("init_strategy", self.init_strategy, Callable, "callable")
         if self.integrator is None and self.model is None:
-            object.__setattr__(self, "integrator", BAOAB())
+            object.__setattr__(self, "integrator", BAOAB() if self.levels is None else GHMC())
         if self.integrator is not None:
             check_integrator(self.integrator)
         # Stored as plain numbers, which can be compared, hashed and written to files.
@@ -196,8 +216,9 @@ class WalkJumpKernel(ResumableKernel):
         if self.energy is None:
             where = f"the model {getattr(self.model, '__name__', type(self.model).__name__)}"
         else:
-            where = f"{type(self.energy).__name__} of sigma {float(self.energy.sigma):.3g}"
-            where += f", event shape {self.energy.event_shape}"
+            sigmas = self.levels or (float(self.energy.sigma),)
+            where = f"{type(self.energy).__name__} of sigma {', '.join(f'{s:.3g}' for s in sigmas)}"
+            where += f", event shape {self.lowest.event_shape}"
         step: Any = "BAOAB(), or GHMC() with sites that are no SmoothedDensity"
         step = step if self.integrator is None else self.integrator
         tuned = self.adapt_step_size
@@ -212,6 +233,24 @@ class WalkJumpKernel(ResumableKernel):
         )
 
     @property
+    def levels(self) -> tuple[float, ...] | None:
+        """The noise levels that chains begin with; None for one level."""
+        sigmas: Any = self.sigmas
+        if self.num_levels is None:
+            return sigmas
+        low: Any = self.sigma
+        high: Any = self.max_sigma
+        return spread_levels(low, high, self.num_levels)
+
+    @property
+    def lowest(self) -> AbstractEnergy:
+        """The energy of the draws: at the lowest of several levels."""
+        levels = self.levels
+        return (
+            self.energy if levels is None else at_level(self.energy, jnp.asarray(levels[0], float))
+        )
+
+    @property
     def sample_field(self) -> str:
         """The field of the state that `MCMC.get_samples` returns."""
         return "draw"
@@ -222,10 +261,11 @@ class WalkJumpKernel(ResumableKernel):
         fields = ("draw", "diverging", "lp", "energy", "step_size")
         # Before it sees the model's arguments, a kernel that chooses an integrator knows neither.
         chooses = self.integrator is None
-        metropolis = chooses or _is_metropolis(self.integrator)
-        biased = chooses or not _is_metropolis(self.integrator)
+        metropolis = chooses or is_metropolis(self.integrator)
+        biased = chooses or not is_metropolis(self.integrator)
         tuned = self.model is not None if self.adapt_step_size is None else self.adapt_step_size
         names = {"acceptance_rate": metropolis, "stein_ratio": biased and tuned}
+        names |= dict.fromkeys(("exchange_rate", "round_trips"), self.levels is not None)
         return (*fields, *(name for name, recorded in names.items() if recorded))
 
     def init(
@@ -243,10 +283,10 @@ class WalkJumpKernel(ResumableKernel):
             chains = rng_key.shape[:1] if batched else ()
             init_params = walker.density.position(init_params, chains)
         # A model's arguments would be constants of a compiled function, recompiled each time.
-        first = _first_state if self.model is not None else _compiled_first_state
+        first = first_state if self.model is not None else compiled_first_state
         state = first(walker, rng_key, init_params)
         if not isinstance(state.diverging, Tracer) and state.diverging.is_fully_addressable:
-            _check_start("energy" if self.model is None else "model", state)
+            check_start("energy" if self.model is None else "model", state)
             walker.density.check_at(state.walk.position[0] if batched else state.walk.position)
         return state
 
@@ -260,7 +300,7 @@ class WalkJumpKernel(ResumableKernel):
         walker = self._walker(model_args, model_kwargs)
         if is_prng_key(state.rng_key):
             return walker.sample(state)
-        return jax.vmap(walker.sample)(state)
+        return walker.batch(state)
 
     def refresh(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: WalkJumpState, model_args: tuple, model_kwargs: dict[str, Any] | None
@@ -304,7 +344,7 @@ class WalkJumpKernel(ResumableKernel):
         self._check_target(integrator)
         return integrator
 
-    def _walker(self, model_args, model_kwargs, num_warmup=0):
+    def _walker(self, model_args, model_kwargs, num_warmup=0) -> Any:
         if self.model is not None:
             strategy = self.init_strategy
             density = ModelDensity(self.model, model_args, model_kwargs, strategy)
@@ -312,13 +352,13 @@ class WalkJumpKernel(ResumableKernel):
             raise TypeError("WalkJumpKernel(energy) walks on the energy: run takes no model args")
         else:
             frozen = None if self.frozen is None else jnp.asarray(self.frozen)
-            density = EnergyDensity(self.energy, frozen)
+            density = EnergyDensity(self.lowest, frozen)
         integrator = self.integrator_on(density)
         unknown, step_size = density.scale_is_unknown, self.adapt_step_size
         step_size = unknown if step_size is None else step_size
         mass_matrix = self.adapt_mass_matrix
         mass_matrix = unknown and step_size if mass_matrix is None else mass_matrix
-        return _Walker(
+        walker = Walker(
             density=density,
             integrator=integrator,
             num_steps=self.num_steps,
@@ -330,6 +370,39 @@ class WalkJumpKernel(ResumableKernel):
             adapt_mass_matrix=mass_matrix,
             num_warmup=num_warmup,
         )
+        if (levels := self.levels) is None:
+            return walker
+        sigmas = jnp.asarray(levels, self.lowest.sigma.dtype)
+        return Ladder(walker, self.energy, sigmas, evened=self.num_levels is not None)
+
+    def _check_levels(self):
+        """Checks the noise levels, and sets those that have a default."""
+        settings = {n: getattr(self, n) for n in ("sigmas", "num_levels", "sigma", "max_sigma")}
+        given = [name for name, value in settings.items() if value is not None]
+        if not given:
+            family = isinstance(self.energy, AbstractEnergyFamily)
+            what = f"energy must be for one noise level, got a {kind(self.energy)}"
+            require(not family, f"{what}: use energy.at(sigma), or give sigmas", TypeError)
+            return
+        require(self.model is None, f"{given[0]} must be None with a model")
+        if self.sigmas is not None:
+            alone = f"{given[-1]} must be None with sigmas, which are all of the levels"
+            require(given == ["sigmas"], alone)
+            settings["sigmas"] = rising_levels(self.sigmas)
+        else:
+            require(self.num_levels is not None, f"num_levels must be given with {given[0]}")
+            settings["num_levels"] = check_count("num_levels", self.num_levels, 2)
+            lowest = getattr(self.energy, "sigma", None) if self.sigma is None else self.sigma
+            require(lowest is not None, "sigma must be given: the lowest noise level")
+            settings["sigma"] = check_positive("sigma", lowest)
+            top = largest_spread(self.energy) if self.max_sigma is None else self.max_sigma
+            settings["max_sigma"] = top = check_positive("max_sigma", top)
+            what = f"max_sigma must be above sigma, {settings['sigma']:g}, got {top:g}"
+            require(top > settings["sigma"], what)
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+        levels: Any = self.levels
+        check_levels(self.energy, levels)
 
     def _check_numbers(self):
         shares = ("max_bias", "target_accept_prob")
@@ -342,7 +415,7 @@ class WalkJumpKernel(ResumableKernel):
 
     def _check_target(self, integrator):
         require(
-            self.target_accept_prob is None or _is_metropolis(integrator),
+            self.target_accept_prob is None or is_metropolis(integrator),
             "target_accept_prob must be None for an integrator without a Metropolis test:"
             " its step is tuned to max_bias",
         )
@@ -353,142 +426,7 @@ class WalkJumpKernel(ResumableKernel):
         if self.energy is None:
             raise ValueError("frozen must be None with a model: condition the model instead")
         mask = np.asarray(self.frozen)
-        fits = mask.shape == self.energy.event_shape and np.issubdtype(mask.dtype, np.bool_)
-        wanted = f"a boolean array of the event shape {self.energy.event_shape}"
+        shape = self.lowest.event_shape
+        fits = mask.shape == shape and np.issubdtype(mask.dtype, np.bool_)
+        wanted = f"a boolean array of the event shape {shape}"
         require(fits, f"frozen must be {wanted}, got {kind(mask)}")
-
-
-class _Walker(eqx.Module):
-    """One chain of a kernel: pure functions from state to state."""
-
-    density: AbstractDensity
-    integrator: AbstractIntegrator
-    num_steps: int = eqx.field(static=True)
-    inverse_temperature: float = eqx.field(static=True)
-    max_score: float | None = eqx.field(static=True)
-    max_bias: float = eqx.field(static=True)
-    target_accept_prob: float | None = eqx.field(static=True)
-    adapt_step_size: bool = eqx.field(static=True)
-    adapt_mass_matrix: bool = eqx.field(static=True)
-    num_warmup: int = eqx.field(static=True)
-
-    def init(self, rng_key, key, position, unit):
-        """The state at `position`."""
-        adaptation = self._adaptation(position)
-        integrator, target = self._tuned(unit, adaptation, position)
-        walked = integrator.init(target, position, key)
-        rate = jnp.zeros_like(walked.potential)
-        state = self._state(integrator, target, walked, unit, rate, adaptation, rng_key)
-        return state._replace(num_diverging=state.diverging.astype(int))
-
-    def sample(self, state):
-        """The state after `num_steps` steps."""
-        rng_key, key, key_velocity = jax.random.split(state.rng_key, 3)
-        walked, unit, adaptation = state.walk, state.unit, state.adaptation
-        integrator, target = self._tuned(unit, adaptation, walked.position)
-        varied = integrator
-        if adaptation is not None:
-            walked = adaptation.refreshed(target, walked, key_velocity)
-            varied = adaptation.varied(integrator)
-        walked, statistic = walk(varied, target, walked, key, self.num_steps)
-        if adaptation is not None:
-            scaled = walked.position / jnp.where(unit > 0, unit, 1)
-            adaptation = adaptation.update(statistic, scaled)
-        after = self._state(integrator, target, walked, unit, statistic, adaptation, rng_key)
-        diverging = state.diverging | after.diverging
-        count = state.num_diverging + diverging.astype(state.num_diverging.dtype)
-        return after._replace(diverging=diverging, num_diverging=count)
-
-    def refresh(self, state):
-        """The same position under other arguments of the model."""
-        unit, adaptation = state.unit, state.adaptation
-        integrator, target = self._tuned(unit, adaptation, state.walk.position)
-        potential, gradient = target(state.walk.position)
-        walked = state.walk._replace(potential=potential, gradient=gradient)
-        rate, rng_key = state.acceptance_rate, state.rng_key
-        after = self._state(integrator, target, walked, unit, rate, adaptation, rng_key)
-        diverging = state.diverging | after.diverging
-        return after._replace(diverging=diverging, num_diverging=state.num_diverging)
-
-    def _state(self, integrator, target, walked, unit, rate, adaptation, rng_key):
-        """The state of a walk; the caller sets its count of divergences."""
-        seen = integrator.observe(target, walked)
-        # Zero times a finite number is zero: one pass over the arrays finds any other.
-        finite = jnp.isfinite(seen.energy + jnp.sum(0 * (seen.position + seen.gradient)))
-        return WalkJumpState(
-            draw=self.density.record(seen.position, seen.gradient / self.inverse_temperature),
-            walk=walked,
-            unit=unit,
-            lp=-seen.potential,
-            energy=seen.energy,
-            acceptance_rate=rate if _is_metropolis(integrator) else (),
-            step_size=jnp.asarray(integrator.step_size * self.density.reference(unit)),
-            stein_ratio=self._stein_ratio(seen, unit, adaptation),
-            diverging=~finite,
-            num_diverging=jnp.zeros((), int),
-            adaptation=adaptation,
-            rng_key=rng_key,
-        )
-
-    def _stein_ratio(self, seen, unit, adaptation):
-        """The mean over moving coordinates of (y_i - c_i) d_i phi(y): see `WalkJumpState`."""
-        if _is_metropolis(self.integrator) or not self.adapt_step_size:
-            return ()
-        moves = jnp.broadcast_to(unit > 0, seen.position.shape)
-        away = seen.position - unit * adaptation.centre.reshape(moves.shape)
-        return jnp.mean(away * seen.gradient, where=moves)
-
-    def _adaptation(self, position):
-        if not (self.adapt_step_size or self.adapt_mass_matrix):
-            return None
-        return Adaptation.start(
-            self.integrator,
-            position,
-            num_warmup=self.num_warmup,
-            target_accept_prob=self.target_accept_prob,
-            adapt_step_size=self.adapt_step_size,
-            adapt_mass_matrix=self.adapt_mass_matrix,
-        )
-
-    def _tuned(self, unit, adaptation, position):
-        """The integrator and the target, as tuned so far."""
-        integrator, beta = self.integrator, self.inverse_temperature
-        if adaptation is not None:
-            moving = jnp.broadcast_to(unit > 0, position.shape)
-            size = jnp.sum(moving, dtype=position.dtype)
-            integrator = adaptation.integrator(integrator, size, self.max_bias)
-            unit = unit * adaptation.scale(position.shape)
-        potential = self.density.potential
-        tempered = potential if beta == 1 else lambda y: beta * potential(y)
-        return integrator, Target(tempered, unit, self.max_score)
-
-
-def _is_metropolis(integrator):
-    return integrator.target_accept_prob is not None
-
-
-def _first_state(walker, rng_key, position):
-    batched = not is_prng_key(rng_key)
-    split = functools.partial(jax.random.split, num=3)
-    keys = jax.vmap(split, out_axes=1)(rng_key) if batched else split(rng_key)
-    density = walker.density
-    if position is None:
-        # For a model, NumPyro searches for a position of finite density, or raises an error.
-        position = density.start(keys[1])
-    # The Hessian of beta phi is at most beta / sigma^2: a shorter unit keeps the step stable.
-    unit = density.unit() / walker.inverse_temperature**0.5
-    one = functools.partial(walker.init, unit=unit)
-    return (jax.vmap(one) if batched else one)(keys[0], keys[2], position)
-
-
-def _check_start(name, state):
-    """Raises an error if the walk starts where the density is zero: it would stay there."""
-    if np.any(state.diverging):
-        chain = int(np.argmax(state.diverging))
-        raise FloatingPointError(
-            f"{name} must have a finite value and gradient where the walk starts, got"
-            f" {-np.ravel(state.lp)[chain]} in chain {chain}: look at init_params, or at the {name}"
-        )
-
-
-_compiled_first_state = eqx.filter_jit(_first_state)

@@ -289,6 +289,7 @@ class _Run:
         }
         names = ("num_steps", "inverse_temperature", "max_score", "adapt_step_size")
         names += ("adapt_mass_matrix", "target_accept_prob", "max_bias")
+        names += ("sigmas", "num_levels", "sigma", "max_sigma")
         return settings | {name: getattr(kernel, name) for name in names}
 
     def _named_arguments(self):

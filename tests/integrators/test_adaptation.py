@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 import numpyro_neb as neb
 from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
-from numpyro_neb.integrators.adaptation import _effective, _rounded
+from numpyro_neb.integrators.adaptation import _effective, to_few_bits
 
 # One narrow and one wide direction: s is 1 and 3 in units of sigma = 0.5.
 SIGMA, Y_SD = 0.5, np.array([0.5, 1.5])
@@ -135,9 +135,9 @@ def test_every_chain_method_finds_the_same_step_and_the_same_draws(integrator):
 
 def test_steps_are_rounded_to_ten_bits():
     values = jnp.array([0.1, 1.0, 3e-30, 700.3])
-    rounded = _rounded(values)
+    rounded = to_few_bits(values)
     np.testing.assert_allclose(rounded, values, rtol=2**-10)
-    np.testing.assert_array_equal(rounded, _rounded(values * (1 + 1e-6)))
+    np.testing.assert_array_equal(rounded, to_few_bits(values * (1 + 1e-6)))
 
 
 def test_what_warm_up_found_is_kept_and_reusable():
