@@ -1,6 +1,5 @@
 """NEBULA on energies whose attractors are known."""
 
-from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
@@ -124,7 +123,7 @@ def test_what_does_not_come_to_rest(flow):
     assert str(several) == "0 memories of 12 cues, 12 cues not at rest"
 
 
-@pytest.mark.parametrize("batch", [(), (0,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (0,), (2, 6)])
 def test_any_batch(batch):
     energy = neb.MixtureEnergy(PAIR, 0.5)
     found = neb.recall(energy, jnp.ones((*batch, 2)))
@@ -221,11 +220,11 @@ def test_many_dimensions(flow):
 
 
 @FLOWS
-@pytest.mark.parametrize(("dim", "sigma"), [(64, 0.1), (64, 0.05), (2, 0.04)])
-def test_a_flat_valley_is_one_memory(flow, dim, sigma):
+@pytest.mark.parametrize("sigma", [0.1, 0.04])
+def test_a_flat_valley_is_one_memory(flow, sigma):
     """N(0, I) has a curvature of sigma^2 / (1 + sigma^2), far below 1."""
-    energy = targets.gaussian(np.ones(dim), sigma)
-    cues = np.random.default_rng(0).normal(size=(20, dim)).astype(np.float32)
+    energy = targets.gaussian(np.ones(64), sigma)
+    cues = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
     found = memories.find_memories(energy, cues, flow=flow, max_steps=20_000)
     assert len(found.counts) == 1
     assert found.stable.all()
@@ -242,39 +241,51 @@ def test_cues_on_the_slow_plateau_of_a_saddle_go_on():
     assert str(saddle) == "0 memories of 2 cues, 1 unstable resting point(s); basins of 2"
 
 
-class Shaped(neb.AbstractEnergy):
-    """An energy of any form in the plane."""
+class Polynomial(neb.AbstractEnergy):
+    """sum c_ij u^i v^j in the plane y = (u, v), of terms {(i, j): c_ij}."""
 
-    form: Callable = eqx.field(static=True)
-    sigma: jax.Array = eqx.field(default_factory=lambda: jnp.array(0.5))
-    loc: jax.Array = eqx.field(default_factory=lambda: jnp.array(0.0))
-    scale: jax.Array = eqx.field(default_factory=lambda: jnp.array(1.0))
+    coefficients: jax.Array
+    sigma: jax.Array
+    loc: jax.Array
+    scale: jax.Array
     event_shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
 
+    def __init__(self, terms):
+        table = np.zeros((5, 5), np.float32)
+        for powers, coefficient in terms.items():
+            table[powers] = coefficient
+        self.coefficients, self.sigma = jnp.asarray(table), jnp.array(0.5)
+        self.loc, self.scale = jnp.array(0.0), jnp.array(1.0)
+
     def __call__(self, y):
-        return self.form(y)
+        u, v = (jnp.stack([jnp.ones_like(z), z, z**2, z**3, z**4]) for z in y)
+        return jnp.dot(u, self.coefficients @ v)
+
+
+# 0.1 (u^2 + v^2 - 1)^2
+RING = Polynomial({(4, 0): 0.1, (0, 4): 0.1, (2, 2): 0.2, (2, 0): -0.2, (0, 2): -0.2})
 
 
 @FLOWS
 def test_valleys_with_a_flat_bottom_are_not_stable(flow):
-    for form in (lambda y: y[0] ** 2, lambda y: 0.1 * (jnp.sum(y**2) - 1) ** 2, lambda y: 0 * y[0]):
-        found = neb.recall(Shaped(form), CUES, flow=flow)
+    for energy in (Polynomial({(2, 0): 1}), RING, Polynomial({})):
+        found = neb.recall(energy, CUES, flow=flow)
         assert np.all(found.converged)
         assert not np.any(found.stable)
         np.testing.assert_allclose(found.curvatures, 0, atol=1e-3)
 
 
 def shoulder(slope):
-    """The derivative by y[0] is y[0] ((y[0] - 2)^2 + slope): nearly flat at 2, and least at 0."""
-    return lambda y: y[0] ** 4 / 4 - 4 * y[0] ** 3 / 3 + (4 + slope) * y[0] ** 2 / 2 + y[1] ** 2 / 2
+    """The derivative by u is u ((u - 2)^2 + slope): nearly flat at 2, and least at 0."""
+    return Polynomial({(4, 0): 1 / 4, (3, 0): -4 / 3, (2, 0): (4 + slope) / 2, (0, 2): 1 / 2})
 
 
 @pytest.mark.parametrize("slope", [1e-3, 1e-4])
 def test_a_plateau_on_the_way_is_no_memory(slope):
     """Its gradient falls below the tolerance, with a curvature above it in the beginning."""
-    cues = np.array([[2.5, 0.3], [3.0, 0.0], [1.0, 0.5], [-1.0, 0.0]], np.float32)
-    found = memories.find_memories(Shaped(shoulder(slope)), cues)
-    assert str(found) == "1 memories of 4 cues; basins of 4"
+    cues = np.array([[2.5, 0.3], [3.0, 0.0], [1.0, 0.5], [-1.0, 0.0]] * 3, np.float32)
+    found = memories.find_memories(shoulder(slope), cues)
+    assert str(found) == "1 memories of 12 cues; basins of 12"
     # A gradient of 0.005 curvatures, in units of sigma.
     np.testing.assert_allclose(found.attractors, 0, atol=0.005 * 0.5)
     np.testing.assert_allclose(found.curvatures, 0.5**2, rtol=1e-2)
@@ -282,7 +293,7 @@ def test_a_plateau_on_the_way_is_no_memory(slope):
 
 def test_a_slope_is_no_place_of_rest():
     """Its gradient is below the tolerance everywhere."""
-    found = neb.recall(Shaped(lambda y: 2e-4 * y[0] + y[1] ** 2), CUES, max_steps=200)
+    found = neb.recall(Polynomial({(1, 0): 2e-4, (0, 2): 1}), CUES, max_steps=300)
     assert not np.any(found.converged)
 
 
@@ -290,7 +301,7 @@ def test_a_quartic_minimum_is_one_point():
     """Where a third of the remaining distance is what the gradient over the curvature shows."""
     cues = CUES.copy()
     cues[:, 1] = 0
-    found = memories.find_memories(Shaped(lambda y: y[0] ** 4 + y[1] ** 2), cues)
+    found = memories.find_memories(Polynomial({(4, 0): 1, (0, 2): 1}), cues)
     np.testing.assert_array_equal(found.counts, [12])
     # 4 y^3 sigma = 0.005 times the tolerance, 1e-3.
     np.testing.assert_allclose(found.attractors, 0, atol=(0.005 * 1e-3 / 2) ** (1 / 3))
@@ -299,21 +310,34 @@ def test_a_quartic_minimum_is_one_point():
 
 def test_a_ring_of_minima_is_told_from_memories():
     """Each cue shows the point in its direction."""
-    angles = np.array([0.0, 2.0, 4.0])
+    angles = np.arange(12.0) / 2
     points = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    form = lambda y: 0.1 * (jnp.sum(y**2) - 1) ** 2  # noqa: E731
-    found = memories.find_memories(Shaped(form), 1.5 * points)
-    np.testing.assert_allclose(found.attractors, points, atol=0.005)
-    assert "0 memories of 3 cues, 3 point(s) in valleys with a flat bottom" in str(found)
+    found = memories.find_memories(RING, 1.5 * points)
+    np.testing.assert_allclose(found.attractors[found.basins], points, atol=0.005)
+    assert "0 memories of 12 cues, 12 point(s) in valleys with a flat bottom" in str(found)
+
+
+class Bowl(neb.AbstractEnergy):
+    """A quadratic energy of these curvatures."""
+
+    curvatures: jax.Array
+    sigma: jax.Array
+    loc: jax.Array
+    scale: jax.Array
+    event_shape: tuple[int, ...] = eqx.field(static=True, default=(400,))
+
+    def __init__(self, curvatures):
+        self.curvatures, self.sigma = jnp.asarray(curvatures), jnp.array(1.0)
+        self.loc, self.scale = jnp.array(0.0), jnp.array(1.0)
+
+    def __call__(self, y):
+        return jnp.sum(self.curvatures * y**2) / 2
 
 
 @pytest.mark.parametrize(("first", "stable"), [(-0.005, False), (0.0005, False), (0.002, True)])
 def test_one_direction_among_hundreds_decides(first, stable):
     """A start of the iteration has a share of about 1/20 in it."""
-    curvatures = jnp.full(400, 0.009).at[7].set(first)
-    form = lambda y: jnp.sum(curvatures * y**2) / 2  # noqa: E731
-    energy = Shaped(form, sigma=jnp.array(1.0), event_shape=(400,))
-    found = neb.recall(energy, np.zeros(400, np.float32))
+    found = neb.recall(Bowl(jnp.full(400, 0.009).at[7].set(first)), np.zeros(400, np.float32))
     # The largest variance is 1 - first, and its relative error at most 2.5e-5.
     np.testing.assert_allclose(found.curvatures, first, atol=1e-4)
     assert found.converged
@@ -321,11 +345,9 @@ def test_one_direction_among_hundreds_decides(first, stable):
 
 
 def test_what_the_products_leave_open_is_not_stable(monkeypatch):
-    curvatures = jnp.linspace(0.002, 0.9, 400)
-    energy = Shaped(lambda y: jnp.sum(curvatures * y**2) / 2, jnp.array(1.0), event_shape=(400,))
     few = partial(memories.posterior_components, max_iterations=4)
     monkeypatch.setattr(memories, "posterior_components", few)
-    found = neb.recall(energy, np.zeros(400, np.float32))
+    found = neb.recall(Bowl(jnp.linspace(0.002, 0.9, 400)), np.zeros(400, np.float32))
     assert found.curvatures > 1e-3
     assert not found.stable
 
@@ -340,13 +362,16 @@ def test_prints_in_three_lines():
 
 
 @FLOWS
-@pytest.mark.parametrize("form", [lambda y: jnp.sum(y), lambda y: -jnp.sum(y**4)])
-def test_without_a_minimum_nothing_comes_to_rest(flow, form):
-    found = neb.recall(Shaped(form), CUES, flow=flow, max_steps=300)
-    assert not np.any(found.converged)
-    assert not np.any(found.stable)
+def test_without_a_minimum_nothing_comes_to_rest(flow):
+    for terms in ({(1, 0): 1, (0, 1): 1}, {(4, 0): -1, (0, 4): -1}):
+        found = neb.recall(Polynomial(terms), CUES, flow=flow, max_steps=300)
+        assert not np.any(found.converged)
+        assert not np.any(found.stable)
+
+
+def test_a_path_that_goes_to_infinity():
     with pytest.raises(FloatingPointError, match="did not reach its end"):
-        memories.follow(Shaped(lambda y: -jnp.sum(y**4)), CUES, np.array([0.0, 1e3]))
+        memories.follow(Polynomial({(4, 0): -1, (0, 4): -1}), CUES, np.array([0.0, 1e3]))
 
 
 @FLOWS
