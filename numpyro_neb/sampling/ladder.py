@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from numpyro_neb._internal.checks import Numbers, check_reals, kind, require
 from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily
 from numpyro_neb.integrators.adaptation import to_few_bits
-from numpyro_neb.integrators.base import AbstractIntegrator, WalkState, accept_prob, walk
+from numpyro_neb.integrators.base import AbstractIntegrator, WalkState, walk
+from numpyro_neb.integrators.exchange import exchange
 from numpyro_neb.sampling.targets import AbstractDensity
 from numpyro_neb.sampling.walker import Levels, Walker, is_finite, zeros_of
 
@@ -26,14 +27,8 @@ _FIRST_ROUNDS = 16
 class Ladder(eqx.Module):
     r"""One chain on several noise levels, neighbours of which exchange their walks.
 
-    The law is the product of exp(-beta phi_l(y_l)) over the levels. An exchange of y_l and y_m is
-    accepted with probability min(1, r),
-
-        log r = beta (phi_l(y_l) + phi_m(y_m) - phi_l(y_m) - phi_m(y_l)),
-
-    so that constants cancel and each level keeps its law. Pairs (0, 1), (2, 3), ... try in even
-    rounds and (1, 2), (3, 4), ... in odd ones, which takes a walk from level to level faster than
-    pairs at random. Velocities go along: their law is the same at each level.
+    The law is the product of exp(-beta phi_l(y_l)) over the levels, and `exchange` leaves it as it
+    is.
 
     Attributes:
         walker: The walk at the lowest level.
@@ -64,18 +59,18 @@ class Ladder(eqx.Module):
         The others begin with as much more noise as they have, where coordinates move.
         """
         more = jnp.sqrt(self.sigmas**2 - self.sigmas[0] ** 2)
-        noise = jax.random.normal(
-            jax.random.fold_in(key, 1), (len(more), *position.shape), position.dtype
-        )
+        key, key_noise = jax.random.split(key)
+        noise = jax.random.normal(key_noise, (len(more), *position.shape), position.dtype)
         noise = jnp.where(jnp.broadcast_to(unit > 0, noise.shape), noise, 0)
-        position = position[None] + _column(more, noise) * noise
+        more = more.reshape(-1, *[1] * position.ndim)
+        position = position[None] + more * noise
 
         def begun(walker, position, key):
             adaptation = walker.adaptation(position)
             integrator, target = walker.tuned(walker.unit(), adaptation, position)
             return integrator.init(target, position, key), adaptation
 
-        keys = jax.random.split(key, len(more))
+        keys = jax.random.split(key, len(self.sigmas))
         walked, adaptation = self._over(begun, self.sigmas, position, keys)
         rate = zeros_of(walked.potential)
         every, blocks = self._schedule()
@@ -84,8 +79,8 @@ class Ladder(eqx.Module):
             sigma=self.sigmas,
             exchange_rate=rate[1:],
             round_trips=rate[0].astype(int),
-            from_top=jnp.zeros(len(more), bool).at[-1].set(True),
-            rejections=jnp.zeros_like(more[1:]),
+            from_top=jnp.zeros(len(self.sigmas), bool).at[-1].set(True),
+            rejections=jnp.zeros_like(self.sigmas[1:]),
             num_draws=jnp.zeros((), int),
             # The largest power of two.
             last_round=jnp.asarray(1 << rounds.bit_length() - 1 if rounds else 0, int),
@@ -155,30 +150,25 @@ class Ladder(eqx.Module):
 
     def exchanged(self, walked, levels, adaptation, key, round_):
         """The walks after one round of exchanges."""
-        level, even = jnp.arange(len(self.sigmas)), round_ % 2
-        partner = jnp.where(level % 2 == even, level + 1, level - 1)
-        partner = jnp.where((partner >= 0) & (partner < len(level)), partner, level)
         seen = self._over(_observed, levels.sigma, walked, adaptation)
-        there = jax.tree.map(lambda a: a[partner], seen)
-        there = self._over(_evaluated, levels.sigma, there, adaptation)
-        gain = seen.potential - there.potential
-        log_ratio = gain + gain[partner]
-        # One number for both of a pair.
-        draw = jax.random.exponential(key, gain.shape, gain.dtype)[jnp.minimum(level, partner)]
-        finite = jnp.isfinite(there.potential)
-        accepted = (draw > -log_ratio) & finite & finite[partner] & (partner != level)
-        there = self._over(_resumed, levels.sigma, there, adaptation)
-        choose = lambda new, old: jnp.where(_column(accepted, new), new, old)  # noqa: E731
-        from_top = jnp.where(accepted, levels.from_top[partner], levels.from_top)
+        after = exchange(
+            key,
+            round_,
+            walked,
+            seen,
+            evaluated=lambda seen: self._over(_evaluated, levels.sigma, seen, adaptation),
+            resumed=lambda seen: self._over(_resumed, levels.sigma, seen, adaptation),
+        )
+        from_top = jnp.where(after.accepted, levels.from_top[after.partner], levels.from_top)
         from_top = from_top.at[-1].set(True)
-        tried, rate = (level % 2 == even)[:-1], jax.vmap(accept_prob)(-log_ratio)[:-1]
+        tried, rate = (after.partner > jnp.arange(len(from_top)))[:-1], after.rate[:-1]
         levels = levels._replace(
             exchange_rate=jnp.where(tried, rate, levels.exchange_rate),
             round_trips=levels.round_trips + from_top[0].astype(levels.round_trips.dtype),
             from_top=from_top.at[0].set(False),
             rejections=levels.rejections + jnp.where(tried, 1 - rate, 0),
         )
-        return jax.tree.map(choose, there, walked), levels
+        return after.walked, levels
 
     def _evened(self, walked, levels, adaptation, round_, last_round):
         """In warm-up, after 16, 32, 64, ... rounds, levels between which equally much is rejected.
@@ -222,10 +212,6 @@ class Ladder(eqx.Module):
             return fn(dataclasses.replace(self.walker, density=density), *operands)
 
         return jax.vmap(at)(sigma, *operands)
-
-
-def _column(values, like):
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _tuned(walker, walked, adaptation):

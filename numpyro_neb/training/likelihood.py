@@ -1,6 +1,7 @@
 """Maximum likelihood by persistent chains of the walk: an objective that `fit` minimises."""
 
-from typing import ClassVar, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from numpyro_neb.integrators.base import (
     check_integrator,
     walk,
 )
+from numpyro_neb.integrators.exchange import exchange
 from numpyro_neb.integrators.underdamped import BAOAB
 from numpyro_neb.models.normalizer import annealed_log_weights
 from numpyro_neb.training.objectives import AbstractObjective, Batch, fixed_buffers
@@ -74,6 +76,12 @@ class MaximumLikelihood(AbstractObjective):
     of its range, and the data of a step take the levels of the chains. Make batch_size a multiple
     of num_chains: with a smaller batch, only that many chains count.
 
+    With `num_levels`, these chains are num_chains / num_levels ladders of so many levels, whose
+    neighbours exchange their places after the steps, as in `WalkJumpKernel(energy, sigmas=...)`:
+    one even and one odd round, which cost two gradients for each chain. Chains then come from mode
+    to mode by way of the high levels, and the weights of far modes are learned. The metric
+    "exchange_rate" is the mean acceptance probability.
+
     What can go wrong, and how to see it: the bar, `callback` and `FitResult.metrics` report "gap",
     mean phi(data) - mean phi(chains), which is noise around 0 when all is well.
 
@@ -86,7 +94,8 @@ class MaximumLikelihood(AbstractObjective):
       A warning is given if that happens often.
     - The held-out loss rises again: the training is too long. `patience` stops it.
     - Modes many sigma apart, between which the chains do not cross, keep the weights that denoising
-      gave them. The gap is still near 0, but `evaluate` reports an R-hat far above 1.
+      gave them. The gap is still near 0, but `evaluate` reports an R-hat far above 1. Train a
+      `ConditionalEnergy` with `num_levels`.
 
     The loss on `validation_data` is -E log f(Y) + denoising_weight * denoising_loss / sigma^2, in
     nats. log Z is estimated as in `empirical_bayes.log_normalizer`, with the same random numbers
@@ -105,10 +114,14 @@ class MaximumLikelihood(AbstractObjective):
         integrator: The step of the walk.
         num_particles: Particles for log Z in the loss on validation data, at least 2.
         num_temperatures: Temperatures for it, at least 2.
+        num_levels: The levels of a ladder of chains on a `ConditionalEnergy`, a divisor of
+            num_chains; 1 for chains that do not exchange. 8 or so are enough in a few dimensions;
+            add levels if "exchange_rate" is below .3.
 
     Raises:
         TypeError: If integrator is not an integrator, or denoising_weight is not a number.
-        ValueError: If a count is not a positive int, or denoising_weight is negative or infinite.
+        ValueError: If a count is not a positive int, denoising_weight is negative or infinite, or
+            num_levels does not divide num_chains or is given for an energy of one noise level.
 
     Reference:
         Younes, Stochastics and Stochastics Reports 65 (1999); Tieleman, Training restricted
@@ -132,13 +145,20 @@ class MaximumLikelihood(AbstractObjective):
     integrator: AbstractIntegrator = BAOAB()
     num_particles: int = 100
     num_temperatures: int = 200
+    num_levels: int = 1
 
-    metrics: ClassVar[tuple[str, ...]] = ("gap", "restarts")
+    @property
+    def metrics(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The names of what is reported at each step."""
+        return ("gap", "restarts", *["exchange_rate"] * (self.num_levels > 1))
 
     def __check_init__(self):
-        check_counts(num_steps=self.num_steps)
+        check_counts(num_steps=self.num_steps, num_levels=self.num_levels)
         fields = ("num_chains", "num_particles", "num_temperatures")
         check_counts(2, **{name: getattr(self, name) for name in fields})
+        divides = self.num_chains % self.num_levels == 0
+        got = f"{self.num_levels} for {self.num_chains}"
+        require(divides, f"num_levels must be a divisor of num_chains, got {got}")
         weight = self.denoising_weight
         fits = 0 <= check_number("denoising_weight", weight) < jnp.inf
         require(fits, f"denoising_weight must be at least 0 and finite, got {weight}")
@@ -153,6 +173,9 @@ class MaximumLikelihood(AbstractObjective):
         self, energy: AbstractEnergy | AbstractEnergyFamily, key: PRNGKeyArray
     ) -> PersistentChains:
         """Chains that have yet to start: the first step places them at its noisy data."""
+        several = not energy.one_level or self.num_levels == 1
+        what = f"num_levels must be 1 for an energy of one noise level, got {self.num_levels}"
+        require(several, what)
         shape, dtype = energy.event_shape, energy.loc.dtype
         sigma = _levels(energy, self.num_chains, jax.random.uniform(key))
         # Not inf, over which jax_debug_infs would stumble.
@@ -186,11 +209,11 @@ class MaximumLikelihood(AbstractObjective):
         lowest = jnp.minimum(state.lowest, jnp.min(y, axis=0))
         highest = jnp.maximum(state.highest, jnp.max(y, axis=0))
         ready = state._replace(lowest=lowest, highest=highest)
-        chains, seen, restarts = self._walked(_constant(energy), ready, x, key_walk, key_fresh)
+        chains, seen, metrics = self._walked(_constant(energy), ready, x, key_walk, key_fresh)
         phi_chains = _over_levels(lambda energy, y: energy(y), energy, state.sigma, seen)
         gap = jnp.mean(phi) - jnp.sum(weights * phi_chains)
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), chains, state)
-        metrics = {"gap": gap, "restarts": restarts}
+        metrics = metrics | {"gap": gap}
         return gap + self.denoising_weight * anchor, jax.lax.stop_gradient(after), metrics
 
     def validation_loss(
@@ -248,14 +271,12 @@ class MaximumLikelihood(AbstractObjective):
         )
 
     def _walked(self, energy, state, x, key, key_fresh):
-        """The chains after num_steps steps, their observed positions, and the share restarted."""
+        """The chains after num_steps steps, their observed positions, and metrics."""
 
         def one(energy, start, key):
             target = Target(energy, energy.sigma)
             walked, _ = walk(self.integrator, target, start, key, self.num_steps)
-            arrays = walked.potential, walked.position, walked.gradient
-            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
-            return walked, self.integrator.observe(target, walked).position, finite
+            return walked, self.integrator.observe(target, walked)
 
         key_rows, key_start = jax.random.split(key_fresh)
         y = _noisy_rows(x, state.sigma, key_rows)
@@ -264,7 +285,12 @@ class MaximumLikelihood(AbstractObjective):
         start = WalkState(place, state.velocity, state.potential, state.gradient)
         start = self._begun(energy, state.sigma, start, key_start)
         keys = jax.random.split(key, self.num_chains)
-        walked, seen, finite = _over_levels(one, energy, state.sigma, start, keys)
+        walked, shown = _over_levels(one, energy, state.sigma, start, keys)
+        metrics = {}
+        if self.num_levels > 1:
+            walked, shown, rate = self._exchanged(energy, state.sigma, walked, shown, key_fresh)
+            metrics["exchange_rate"] = rate
+        seen, finite = shown.position, jax.vmap(_is_finite)(walked)
         lowest, highest = state.lowest[None], state.highest[None]
         margin = _MARGIN[0] * (highest - lowest) + _MARGIN[1] * _column(state.sigma, seen)
         inside = (seen >= lowest - margin) & (seen <= highest + margin)
@@ -278,7 +304,37 @@ class MaximumLikelihood(AbstractObjective):
             potential=walked.potential,
             gradient=jnp.where(lost, unset, walked.gradient),
         )
-        return after, jnp.where(lost, y, seen), jnp.mean(lost.reshape(-1) & started)
+        metrics["restarts"] = jnp.mean(lost.reshape(-1) & started)
+        return after, jnp.where(lost, y, seen), metrics
+
+    def _exchanged(self, energy, sigma, walked, shown, key):
+        """The chains after an even and an odd round of exchanges, and their mean rate."""
+        # Chain i is at level i // number of ladders: each ladder spans the range.
+        split = lambda a: a.reshape(self.num_levels, -1, *a.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        join = lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:])  # noqa: E731
+
+        def one(round_, sigma, walked, shown, key):
+            def over(fn):
+                at = lambda energy, seen: fn(Target(energy, energy.sigma), seen)  # noqa: E731
+                return lambda seen: _over_levels(at, energy, sigma, seen)
+
+            placed = lambda target, seen: WalkState(  # noqa: E731
+                seen.position, seen.velocity, *target(seen.position)
+            )
+            ends = {"evaluated": over(placed), "resumed": over(self.integrator.resumed)}
+            after = exchange(key, round_, walked, shown, **ends)
+            tried = after.partner != jnp.arange(self.num_levels)
+            return after.walked, after.seen, jnp.mean(after.rate, where=tried)
+
+        walked, shown, sigma = jax.tree.map(split, (walked, shown, sigma))
+        rates = []
+        for round_ in range(min(2, self.num_levels - 1)):
+            keys = jax.random.split(jax.random.fold_in(key, 2 + round_), len(sigma))
+            one_round = partial(one, round_)
+            walked, shown, rate = jax.vmap(one_round)(sigma, walked, shown, keys)
+            rates.append(jnp.mean(rate))
+        walked, shown = jax.tree.map(join, (walked, shown))
+        return walked, shown, jnp.mean(jnp.stack(rates))
 
     def _begun(self, energy, sigma, start, key):
         """The chains with phi and its gradient; new ones also get a velocity.
@@ -343,6 +399,11 @@ def _noisy_rows(x, sigma, key):
     key_row, key_noise = jax.random.split(key)
     rows = x[jax.random.randint(key_row, (len(sigma),), 0, len(x))]
     return rows + _column(sigma, rows) * jax.random.normal(key_noise, rows.shape, rows.dtype)
+
+
+def _is_finite(walked):
+    arrays = walked.potential, walked.position, walked.gradient
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
 
 
 def _set(rows):

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 from wrong_arguments import (
+    FAMILY,
     KEY,
     MIXTURE,
     NAN,
+    OWN,
     Rows,
     Wrong,
     Y,
@@ -56,6 +58,74 @@ ROWS = (
                 "frozen must be a boolean array",
                 {"3": np.ones(3, bool), "int": np.ones(2, int)},
             ),
+            *each(
+                "sigmas",
+                ValueError,
+                "sigmas must be two or more rising, positive numbers, got ",
+                {
+                    "falling": (0.7, 0.5),
+                    "equal": (0.5, 0.5),
+                    "zero": (0.0, 0.5),
+                    "negative": (-0.1, 0.5),
+                    "NaN": (0.5, np.nan),
+                    "infinite": (0.5, np.inf),
+                    "one": (0.5,),
+                    "a number": 0.5,
+                    "none": (),
+                    "two rows": np.ones((2, 2)),
+                },
+            ),
+            *each(
+                "sigmas",
+                TypeError,
+                "sigmas must ",
+                {"words": "no", "bools": (True, False), "complex": (0.5, 1j)},
+            ),
+            *each("sigma", ValueError, "num_levels must be given with sigma", [0.5]),
+            *each("max_sigma", ValueError, "num_levels must be given with max_sigma", [0.5]),
+            *wrong_counts("num_levels", least=2, none=False),
+        ],
+    ),
+    Rows(
+        neb.WalkJumpKernel,
+        {"energy": MIXTURE, "num_levels": 3, "max_sigma": 2.0},
+        [
+            *wrong_numbers("sigma", none=False),
+            *wrong_numbers("max_sigma", none=False),
+            *each("max_sigma", ValueError, "max_sigma must be above sigma, 0.5, got ", [0.5, 0.1]),
+            *each("sigmas", ValueError, "max_sigma must be None with sigmas", [(0.5, 1.0)]),
+            Wrong(
+                "a model",
+                {"energy": None, "model": lambda: None},
+                ValueError,
+                "num_levels must be None with a model",
+            ),
+        ],
+    ),
+    Rows(
+        neb.WalkJumpKernel,
+        {"energy": FAMILY, "sigmas": (0.2, 0.5)},
+        [
+            *each(
+                "energy",
+                TypeError,
+                r"energy must have \.at\(sigma\) to walk on several noise levels.*, got ",
+                {"one level": OWN, "a class": neb.MixtureEnergy, "a number": 3},
+            ),
+            *each(
+                "sigmas",
+                ValueError,
+                "sigmas must be noise levels of the energy: sigma must be in sigma_range",
+                {"below": (0.05, 0.5), "above": (0.2, 1.5)},
+            ),
+            Wrong("no levels", {"sigmas": None}, TypeError, r"energy\.at\(sigma\), or give sigmas"),
+            Wrong(
+                "no lowest level",
+                {"sigmas": None, "num_levels": 3},
+                ValueError,
+                "sigma must be given: the lowest",
+            ),
+            *each("frozen", ValueError, "frozen must be a boolean array", {"3": np.ones(3, bool)}),
         ],
     ),
     Rows(

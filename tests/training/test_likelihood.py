@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 import targets
+from scipy import stats
 from trainings import CLOSE, DATA, StopError, conditional, energy, fit, over, same, stop_after
 
 import numpyro_neb as neb
+from numpyro_neb.energies.base import AbstractEnergyFamily
+from numpyro_neb.integrators import ABOBA, GHMC
 from numpyro_neb.training import AbstractObjective
 
 SMALL = {"num_chains": 16, "num_steps": 2}
@@ -250,6 +253,64 @@ def test_a_conditional_energy_has_chains_at_all_levels():
     trained = fit(conditional(), objective=LIKELIHOOD, validation_data=DATA[:20])
     assert np.all(np.isfinite(trained.losses))
     assert np.isfinite(trained.validation_losses[-1])
+
+
+class Blobs(AbstractEnergyFamily):
+    """A mixture at any noise level."""
+
+    mixture: neb.MixtureEnergy
+    loc: jax.Array
+    scale: jax.Array
+    event_shape: tuple[int, ...] = eqx.field(static=True, default=())
+
+    def at(self, sigma):
+        return self.mixture.at(sigma)
+
+    unchecked_at = at
+
+    def levels(self, u):
+        return 0.7 * (6 / 0.7) ** u
+
+
+@pytest.mark.parametrize("integrator", [GHMC(), ABOBA(0.2)], ids=str)
+def test_ladders_of_chains_have_the_law_of_their_energies(integrator):
+    """Modes 8 apart of weights .8 and .2, where the data that chains start at are half and half."""
+    mixture = neb.MixtureEnergy(np.array([0.0, 8.0]), 1.0, log_weights=np.log([0.8, 0.2]))
+    family = Blobs(mixture, mixture.loc, mixture.scale)
+    x = jnp.asarray(np.repeat([0.0, 8.0], 256), float)
+    step = jax.jit(lambda key, state: objective(family, x, key, state)[1:])
+    distances = {}
+    for num_levels in (8, 1):
+        objective = neb.MaximumLikelihood(512, 10, integrator=integrator, num_levels=num_levels)
+        state = objective.init(family, jax.random.key(0))
+        for key in jax.random.split(jax.random.key(1), 150):
+            state, metrics = step(key, state)
+        step.clear_cache()
+        assert ("exchange_rate" in metrics) == (num_levels > 1)
+        # The chains of a ladder are independent too: the law is the product of theirs.
+        sigma, y = np.asarray(state.sigma, float)[:, None], np.asarray(state.position, float)
+        if isinstance(integrator, ABOBA):  # the state is in mid-step
+            y = y - 0.1 * sigma[:, 0] * np.asarray(state.velocity)
+        places = stats.norm.cdf((y[:, None] - [0.0, 8.0]) / sigma) @ [0.8, 0.2]
+        low = sigma[:, 0] < 1.5  # where no chain crosses
+        for name, part in (("all", places), ("low", places[low])):
+            excess = stats.kstest(part, "uniform").statistic * np.sqrt(len(part))
+            distances[num_levels, name] = excess / targets.KOLMOGOROV
+    assert distances[8, "all"] < 1
+    assert distances[8, "low"] < 1 < distances[1, "low"]
+
+
+def test_ladders_are_trained():
+    objective = neb.MaximumLikelihood(16, 2, num_levels=4)
+    result = fit(conditional(), objective=objective, validation_data=DATA[:20])
+    assert np.all(np.isfinite(result.losses))
+    assert ((result.metrics["exchange_rate"] > 0) & (result.metrics["exchange_rate"] <= 1)).all()
+    with pytest.raises(ValueError, match="num_levels must be 1 for an energy of one noise level"):
+        fit(objective=objective)
+    with pytest.raises(
+        ValueError, match="num_levels must be a divisor of num_chains, got 3 for 16"
+    ):
+        neb.MaximumLikelihood(16, num_levels=3)
 
 
 @pytest.mark.parametrize("name", ["ULA", "ABOBA", "MALA"])
