@@ -202,8 +202,14 @@ def counts(repeats: int) -> None:
     three = fit.predict([3.0], trials=[6.0]).posterior_mean[0]
     print(f"surgery: {fit.log_likelihood:.4f} (-1941.3420), E[X | 3 of 6] {three:.4f} (.4489)")
     fit = neb.fit_mixture(histogram("lord_cressie_of_20"), family="binomial", trials=20.0)
-    means = fit.predict([10.0, 20.0], trials=20.0).posterior_mean
-    print(f"Lord-Cressie: {fit.log_likelihood:.3f} (-34422.538), {np.round(means, 3)} (.500, .898)")
+    rows = [r for r in table if r["dataset"] == "lord_cressie_of_20" and r["published_lower"]]
+    x, low, high = (
+        np.array([float(r[name]) for r in rows])
+        for name in ("x", "published_lower", "published_upper")
+    )
+    means = fit.predict(x, trials=20.0).posterior_mean
+    inside = np.sum((low <= means) & (means <= high))
+    print(f"Lord-Cressie: {fit.log_likelihood:.3f} (-34422.538), {inside} of {len(x)} means inside")
 
 
 def several(repeats: int) -> None:
