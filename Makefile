@@ -78,6 +78,7 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.posterior_components
 	$(RUN) -m benchmarks.memories
 	$(RUN) -m benchmarks.nebula
+	$(RUN) -m benchmarks.levels
 	$(RUN) -m benchmarks.denoising
 	$(RUN) -m benchmarks.chains
 	$(RUN) -m benchmarks.manifold

@@ -121,3 +121,12 @@ def test_the_page_on_evaluation_runs_as_printed():
     # The same noise, and an energy that differs by rounding: what it was on another machine.
     said = re.search(r"log f\(y\) \(nats\) +(-[\d.]+)", block)
     assert abs(float(said.group(1)) - found.log_likelihood) < 5 * found.sampling_error
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_the_page_on_levels_runs_as_printed(capsys):
+    page = text("levels")
+    names_after_running(page)
+    block = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
+    assert capsys.readouterr().out == block

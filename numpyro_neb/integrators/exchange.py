@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from numpyro_neb.integrators.base import WalkState, accept_prob
+from numpyro_neb._internal.checks import require
+from numpyro_neb.integrators.base import AbstractIntegrator, WalkState, accept_prob
+
+
+def check_resumable(integrator: AbstractIntegrator) -> None:
+    """Raises a TypeError unless the integrator can go on from what it shows."""
+    own, base = type(integrator), AbstractIntegrator
+    resumable = own.observe is base.observe or own.resumed is not base.resumed
+    what = f"integrator must have a method resumed for several levels, got a {own.__name__}"
+    require(resumable, f"{what} with observe alone", TypeError)
 
 
 class Exchange(NamedTuple):

@@ -22,6 +22,7 @@ from numpyro_neb._internal.checks import (
 from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
 from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily, check_energy
 from numpyro_neb.integrators.base import AbstractIntegrator, check_integrator
+from numpyro_neb.integrators.exchange import check_resumable
 from numpyro_neb.integrators.underdamped import BAOAB, GHMC
 from numpyro_neb.sampling.ladder import (
     Ladder,
@@ -204,6 +205,8 @@ class WalkJumpKernel(ResumableKernel):
             object.__setattr__(self, "integrator", BAOAB() if self.levels is None else GHMC())
         if self.integrator is not None:
             check_integrator(self.integrator)
+            if self.levels is not None:
+                check_resumable(self.integrator)
         # Stored as plain numbers, which can be compared, hashed and written to files.
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()

@@ -20,7 +20,7 @@ from numpyro_neb.integrators.base import (
     check_integrator,
     walk,
 )
-from numpyro_neb.integrators.exchange import exchange
+from numpyro_neb.integrators.exchange import check_resumable, exchange
 from numpyro_neb.integrators.underdamped import BAOAB
 from numpyro_neb.models.normalizer import annealed_log_weights
 from numpyro_neb.training.objectives import AbstractObjective, Batch, fixed_buffers
@@ -163,6 +163,8 @@ class MaximumLikelihood(AbstractObjective):
         fits = 0 <= check_number("denoising_weight", weight) < jnp.inf
         require(fits, f"denoising_weight must be at least 0 and finite, got {weight}")
         check_integrator(self.integrator)
+        if self.num_levels > 1:
+            check_resumable(self.integrator)
 
     def optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """Adam on a cosine schedule from 2e-4 to 0, with gradients clipped to a norm of 5."""

@@ -275,6 +275,19 @@ def test_a_level_that_diverges_is_marked_and_no_exchange_spreads_it():
     assert (np.sum(np.square(highest), axis=1) <= 4).all()
 
 
+def test_an_integrator_that_shows_another_place_must_come_back_from_it(untyped):
+    class Elsewhere(BAOAB):
+        def observe(self, target, state):
+            return state._replace(position=state.position + 1)
+
+    for make in (
+        lambda: neb.WalkJumpKernel(MIXTURE, sigmas=SIGMAS, integrator=Elsewhere()),
+        lambda: neb.MaximumLikelihood(16, num_levels=4, integrator=Elsewhere()),
+    ):
+        with pytest.raises(TypeError, match="integrator must have a method resumed"):
+            make()
+
+
 def test_warm_up_evens_the_exchange_rates():
     """In 8 dimensions X ~ N(0, I): Y's variance goes from 1.01 to 101, and rates are very uneven
     for levels even in log sigma, but even for the right ones."""
