@@ -319,7 +319,7 @@ def test_files(kind, event, tmp_path):
 @FEW
 @given(
     case=observations(batches=((), (2,), (1,))),
-    kind=st.sampled_from(["ULA", "MALA", "BAOAB", "ABOBA", "GHMC"]),
+    kind=st.sampled_from(["ULA", "MALA", "BAOAB", "ABOBA", "GHMC", "MAMS", "Microcanonical"]),
     num_steps=st.integers(1, 2),
     freeze=st.booleans(),
 )

@@ -9,6 +9,7 @@ from numpyro_neb.integrators.base import (
     stuck_if_not_finite,
     walk,
 )
+from numpyro_neb.integrators.microcanonical import MAMS, Microcanonical
 from numpyro_neb.integrators.overdamped import MALA, ULA
 from numpyro_neb.integrators.underdamped import ABOBA, BAOAB, GHMC
 
@@ -17,8 +18,10 @@ __all__ = [
     "BAOAB",
     "GHMC",
     "MALA",
+    "MAMS",
     "ULA",
     "AbstractIntegrator",
+    "Microcanonical",
     "Target",
     "WalkState",
     "accept_prob",

@@ -13,6 +13,8 @@ ROWS = (
     Rows(integrators.BAOAB, {}, MOMENTUM),
     Rows(integrators.ABOBA, {}, MOMENTUM),
     Rows(integrators.GHMC, {}, MOMENTUM),
+    Rows(integrators.Microcanonical, {}, [*STEP, *wrong_numbers("friction")]),
+    Rows(integrators.MAMS, {}, [*STEP, *wrong_numbers("friction")]),
     Rows(
         integrators.walk,
         dict.fromkeys(("integrator", "target", "state", "key")),
