@@ -6,9 +6,16 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
+# Long ones that use little that differs between the Pythons.
+LONG = ("02_learned_prior", "04_memories")
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.statistical if p.stem in LONG else ()) for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_runs_and_draws_its_pictures(path, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures go into the notebook
     notebook = nbformat.read(path, as_version=4)
