@@ -37,7 +37,14 @@ from numpyro_neb.models import SmoothedDensity, learned_prior
 from numpyro_neb.sampling import WalkJumpKernel
 from numpyro_neb.streaming import stream
 from numpyro_neb.tables import Standardizer
-from numpyro_neb.training import FitResult, MaximumLikelihood, denoising_loss, fit, sure_loss
+from numpyro_neb.training import (
+    FitResult,
+    MaximumLikelihood,
+    denoising_loss,
+    dual_score_loss,
+    fit,
+    sure_loss,
+)
 
 if TYPE_CHECKING:
     from numpyro_neb import plots
@@ -61,6 +68,7 @@ __all__ = [
     "critical_sigma",
     "denoising_loss",
     "diagnostics",
+    "dual_score_loss",
     "empirical_bayes",
     "energies",
     "evaluate",

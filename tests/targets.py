@@ -154,3 +154,32 @@ def array_shapes(fn, *args):
                     yield from shapes(inner) if hasattr(inner, "eqns") else ()
 
     return set(shapes(jax.make_jaxpr(fn)(*args).jaxpr))
+
+
+class MixtureFamily(neb.energies.AbstractEnergyFamily):
+    """An exact mixture at a range of noise levels."""
+
+    mixture: neb.MixtureEnergy
+    sigma_range: tuple[float, float] = eqx.field(static=True)
+
+    @property
+    def event_shape(self):
+        return self.mixture.event_shape
+
+    @property
+    def loc(self):
+        return self.mixture.loc
+
+    @property
+    def scale(self):
+        return self.mixture.scale
+
+    def at(self, sigma):
+        return self.mixture.at(sigma)
+
+    def unchecked_at(self, sigma):
+        return self.mixture.at(sigma)
+
+    def levels(self, u):
+        low, high = np.log(self.sigma_range)
+        return jnp.exp(low + (high - low) * u)

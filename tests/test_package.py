@@ -13,7 +13,7 @@ PACKAGE = Path(neb.__file__).parent
 # Which rooms, folders or files of the package, each room imports: all of them, and no others.
 ARROWS = {
     "_internal": set(),
-    "posteriors": {"_internal"},
+    "posteriors": {"_internal", "integrators"},
     "geometry": {"_internal"},
     "tables": {"_internal"},
     "energies": {"_internal", "posteriors"},

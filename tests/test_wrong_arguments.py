@@ -36,6 +36,7 @@ REASONS = {
         "empirical_bayes.Ranking",
         "evaluation.Baseline",
         "evaluation.Evaluation",
+        "evaluation.FamilyEvaluation",
         "evaluation.PairedTest",
         "geometry.OverlapRegimes",
         "geometry.SphereOverlaps",

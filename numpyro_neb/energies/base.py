@@ -1,6 +1,7 @@
 """An energy phi(y): the smoothed signal has a density f(y) proportional to exp(-phi(y))."""
 
 import abc
+from math import prod
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from numpyro_neb._internal.checks import (
+    check_key,
     check_network,
     check_positive,
     check_reals,
@@ -24,7 +26,9 @@ from numpyro_neb._internal.events import as_event, too_coarse
 from numpyro_neb._internal.final import AbstractOrFinal
 from numpyro_neb._internal.named_functions import Picklable
 from numpyro_neb.posteriors.base import AbstractPosterior
+from numpyro_neb.posteriors.levels import NUM_LEVELS, NUM_STEPS, LevelsPosterior, down, geometric
 from numpyro_neb.posteriors.linearised import LinearisedPosterior
+from numpyro_neb.posteriors.spreads import AbstractSpread, Full
 
 
 class AbstractEnergy(Picklable, AbstractOrFinal):
@@ -163,6 +167,108 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
     @abc.abstractmethod
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """The noise level for each u in [0, 1), spread evenly over the range."""
+
+    def posterior(
+        self,
+        y: Float[Array, "*event"],
+        sigma: ArrayLike,
+        *,
+        covariance: AbstractSpread = Full(),  # noqa: B008 (frozen)
+        num_levels: int = NUM_LEVELS,
+        num_steps: int = NUM_STEPS,
+    ) -> LevelsPosterior:
+        """The law of X given Y=y, by draws down the noise levels: see `LevelsPosterior`.
+
+        `at(sigma).posterior(y)` takes the law of X given y to be Gaussian, which is wrong if the
+        noise mixes modes of X. Here only that of X given Y at the smallest sigma is.
+
+        Args:
+            y: One observation, of shape `event_shape`.
+            sigma: The noise's standard deviation in y, in the range.
+            covariance: The spread of X given Y at the smallest sigma: for large events,
+                `empirical_bayes.Isotropic()`.
+            num_levels: Steps from one level to the next.
+            num_steps: Steps of `GHMC` at each level; a draw costs num_levels (num_steps + 2)
+                gradients, with none of them num_levels.
+        """
+        y = as_event(y, self.event_shape)
+        lowest = self.levels(jnp.zeros((), self.loc.dtype))
+        sigma = jnp.maximum(self.at(sigma).sigma, lowest)
+        steps = {"num_levels": num_levels, "num_steps": num_steps}
+        return LevelsPosterior(self.unchecked_at, sigma, lowest, y, covariance, **steps)
+
+    def sample(
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...] = (),
+        *,
+        covariance: AbstractSpread = Full(),  # noqa: B008 (frozen)
+        num_levels: int = NUM_LEVELS,
+        num_steps: int = NUM_STEPS,
+    ) -> Float[Array, "..."]:
+        """Independent draws of X, from noise down the levels: nothing has to mix.
+
+        Y at the largest sigma is drawn from N(loc, scale^2 + sigma^2), and X given it by
+        `posterior`. The first is right if sigma is several times the spread of X in every
+        direction. The draws are of X, not jumps: they have all of its variance.
+
+        Args:
+            key: A JAX random key.
+            shape: The shape of the batch of draws.
+            covariance: As for `posterior`.
+            num_levels: As for `posterior`.
+            num_steps: As for `posterior`.
+
+        Returns:
+            An array of shape (*shape, *event_shape).
+        """
+        steps = {"num_levels": num_levels, "num_steps": num_steps}
+        draw = eqx.Partial(_one_of_x, covariance, tuple(steps.items()))
+        return _drawn(draw, self, check_key(key), shape)
+
+
+def draws_at(
+    family: AbstractEnergyFamily, sigma: Float[Array, ""], key: PRNGKeyArray, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Independent draws of Y at one level, from noise at the largest one down.
+
+    Args:
+        family: The energies of all levels.
+        sigma: The level.
+        key: A JAX random key.
+        shape: The shape of the batch of draws.
+
+    Returns:
+        An array of shape (*shape, *event_shape).
+    """
+    return _drawn(_one_at, (family, sigma), check_key(key), shape)
+
+
+def _one_at(operands, key):
+    family, sigma = operands
+    y, highest, key_down = _noise(family, key)
+    levels = geometric(jnp.maximum(highest, sigma), sigma, NUM_LEVELS)
+    return down(family.unchecked_at, y, levels, key_down, NUM_STEPS)
+
+
+def _one_of_x(covariance, steps, family, key):
+    y, highest, key_down = _noise(family, key)
+    lowest = family.levels(jnp.zeros_like(highest))
+    law = LevelsPosterior(family.unchecked_at, highest, lowest, y, covariance, **dict(steps))
+    return law.sample(key_down)
+
+
+def _noise(family, key):
+    """Y at the largest level, that level, and a key for the rest."""
+    key_start, key_down = jax.random.split(key)
+    highest = family.unchecked_at(family.levels(jnp.ones((), family.loc.dtype)))
+    return initial_position(highest, key_start), highest.sigma, key_down
+
+
+@eqx.filter_jit
+def _drawn(draw, operands, key, shape):
+    x = jax.vmap(lambda key: draw(operands, key))(jax.random.split(key, prod(shape)))
+    return x.reshape(*shape, *x.shape[1:])
 
 
 class NonTrainable(eqx.Module):

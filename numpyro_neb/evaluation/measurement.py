@@ -1,8 +1,9 @@
 """Evaluates an energy against held-out data: its walk, its density and its jumps."""
 
 import warnings
+from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import equinox as eqx
 import jax
@@ -21,8 +22,9 @@ from numpyro_neb._internal.checks import (
 )
 from numpyro_neb._internal.events import check_rows, in_dtype_of
 from numpyro_neb.empirical_bayes import log_normalizer, posterior_distribution
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily, check_energy
 from numpyro_neb.evaluation.baselines import Judged, Look, Seen, baselines, squares, standard_error
+from numpyro_neb.evaluation.families import FamilyEvaluation, at_levels
 from numpyro_neb.evaluation.prototypes import prototypes_of, shares
 from numpyro_neb.evaluation.two_sample import paired_test
 from numpyro_neb.evaluation.verdicts import Evaluation
@@ -30,11 +32,16 @@ from numpyro_neb.integrators.base import AbstractIntegrator, Target, check_integ
 from numpyro_neb.integrators.underdamped import BAOAB
 
 
+@overload
+def evaluate(energy: AbstractEnergy, *args: Any, **kwargs: Any) -> Evaluation: ...
+@overload
+def evaluate(energy: AbstractEnergyFamily, *args: Any, **kwargs: Any) -> FamilyEvaluation: ...
 def evaluate(
-    energy: AbstractEnergy,
+    energy: AbstractEnergy | AbstractEnergyFamily,
     held_out: Float[Array, "n *event"] | Float[np.ndarray, "n *event"],
     *,
     key: PRNGKeyArray,
+    sigmas: Sequence[float] | None = None,
     train: Float[Array, "m *event"] | Float[np.ndarray, "m *event"] | None = None,
     integrator: AbstractIntegrator = BAOAB(),  # noqa: B008 (frozen)
     num_steps: int = 2000,
@@ -44,7 +51,7 @@ def evaluate(
     num_temperatures: int = 500,
     chunk_size: int = 512,
     progress_bar: bool = True,
-) -> Evaluation:
+) -> Evaluation | FamilyEvaluation:
     r"""Is the energy right? Compares its values, and where its walk goes, with held-out data.
 
     From n held-out examples x_i, at most `num_pairs` chosen at random, it makes noisy ones
@@ -76,10 +83,12 @@ def evaluate(
     arrays on disk.
 
     Args:
-        energy: One energy at one noise level.
+        energy: One energy at one noise level, or a family, of which several levels are evaluated.
         held_out: Clean examples that the energy has not seen, independent of one another, of shape
             (n, *event_shape), at least 20.
         key: A JAX random key; the same key gives the same result.
+        sigmas: The noise levels at which to evaluate a family; by default four, spread evenly over
+            the logarithm of its range.
         train: The examples the energy was trained on, for comparison, of the same event shape.
         integrator: The step of the walk.
         num_steps: Steps of each chain, one gradient each.
@@ -91,12 +100,13 @@ def evaluate(
         progress_bar: Whether to show tqdm bars.
 
     Returns:
-        The evaluation.
+        The evaluation; of a family a `FamilyEvaluation`, with one for each noise level.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy` at one noise level, key is not a random
-            key, integrator is not an integrator, or the examples are not floats.
-        ValueError: If the examples are of another shape, too few or not finite, a count is too
+        TypeError: If `energy` is neither an energy nor a family, key is not a random key,
+            integrator is not an integrator, or the examples are not floats.
+        ValueError: If sigmas are given for an energy of one noise level, or are outside of the
+            family's range, the examples are of another shape, too few or not finite, a count is too
             small, or the integrator starts without a velocity.
         FloatingPointError: If phi or its gradient is not finite at noisy held-out examples.
 
@@ -113,14 +123,15 @@ def evaluate(
         >>> found.p_value < 0.01
         True
     """
+    if isinstance(energy, AbstractEnergyFamily):
+        rest = (train, integrator, num_steps, num_pairs, num_swaps, num_particles)
+        rest += (num_temperatures, chunk_size, progress_bar)
+        return at_levels(energy, sigmas, key, evaluate, held_out, rest)
+    require(sigmas is None, f"sigmas must be None for an energy of one noise level, got {sigmas}")
     check_energy(energy, single=True)
     check_key(key)
-    check_integrator(integrator)
-    moving = getattr(integrator, "initial_velocity", "gaussian") == "gaussian"
-    require(moving, _AT_REST)
-    num_steps, num_swaps, chunk_size = check_counts(
-        num_steps=num_steps, num_swaps=num_swaps, chunk_size=chunk_size
-    )
+    _check_moving(integrator)
+    check_counts(num_steps=num_steps, num_swaps=num_swaps, chunk_size=chunk_size)
     num_pairs = check_count("num_pairs", num_pairs, _FEWEST)
     settings = {"num_particles": num_particles, "num_temperatures": num_temperatures}
     check_counts(2, **settings)
@@ -181,6 +192,12 @@ class _Walked(NamedTuple):
     trace: np.ndarray
     phi_trace: np.ndarray
     squared_velocity: float | None
+
+
+def _check_moving(integrator):
+    check_integrator(integrator)
+    moving = getattr(integrator, "initial_velocity", "gaussian") == "gaussian"
+    require(moving, _AT_REST)
 
 
 def _seed(key):

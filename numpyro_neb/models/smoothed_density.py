@@ -33,9 +33,12 @@ class SmoothedDensity(Distribution):
 
     `log_prob` is -phi. That is the normalised log density for a `MixtureEnergy`, and lacks an
     unknown constant, log Z, for a learned energy: right for a fixed energy under MCMC and SVI,
-    wrong if the energy's weights are trained or sampled through it.
+    wrong if the energy's weights are trained or sampled through it. For `family.at(sigma)` of a
+    `ConditionalEnergy` trained by `dual_score_loss` it is normalised as well as the training went:
+    `empirical_bayes.log_normalizer` says how well, and should be zero.
 
-    `sample` is exact if the energy's `sample` is, as for a `MixtureEnergy`. Otherwise each draw is
+    `sample` is exact if the energy's `sample` is, as for a `MixtureEnergy`. For `family.at(sigma)`
+    the draws come down from noise at the largest sigma and are independent. Otherwise each draw is
     the end of a separate walk (`BAOAB`, `num_steps` steps from N(loc, scale^2 + sigma^2)):
     approximate, and good only if that walk is long enough. `MCMC(WalkJumpKernel(energy))` shows
     with R-hat and ESS whether it is.

@@ -44,11 +44,11 @@ class NNXNetwork(_FlaxNetwork):
 
     graphdef: Any = eqx.field(static=True)
 
-    def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
-        """The module's output for one y."""
+    def __call__(self, y: Float[Array, "*event"], *t: Float[Array, ""]) -> Float[Array, "..."]:
+        """The module's output for one y, and one t if it is conditional."""
         from flax import nnx
 
-        return nnx.merge(self.graphdef, self.params, _unstored(self.rest.value))(y)
+        return nnx.merge(self.graphdef, self.params, _unstored(self.rest.value))(y, *t)
 
 
 class LinenNetwork(_FlaxNetwork):
@@ -62,9 +62,10 @@ class LinenNetwork(_FlaxNetwork):
 
     module: Any = eqx.field(static=True)
 
-    def __call__(self, y: Float[Array, "*event"]) -> Float[Array, "..."]:
-        """The module's output for one y."""
-        return self.module.apply({"params": self.params, **_unstored(self.rest.value)}, y)
+    def __call__(self, y: Float[Array, "*event"], *t: Float[Array, ""]) -> Float[Array, "..."]:
+        """The module's output for one y, and one t if it is conditional."""
+        variables = {"params": self.params, **_unstored(self.rest.value)}
+        return self.module.apply(variables, y, *t)
 
 
 def from_nnx(module: "nnx.Module") -> NNXNetwork:
@@ -76,7 +77,7 @@ def from_nnx(module: "nnx.Module") -> NNXNetwork:
 
     Args:
         module: Maps one array of the event shape, without a batch axis, to what the energy
-            expects. It is not modified.
+            expects; for a `ConditionalEnergy`, that array and a scalar t. It is not modified.
 
     Returns:
         The network, which can be pickled if the module's attributes can.
@@ -113,8 +114,9 @@ def from_linen(module: "linen.Module", variables: Mapping[str, Any]) -> LinenNet
     nothing is mutable. `save` writes such an energy, and `load(path, like=energy)` reads it.
 
     Args:
-        module: Maps one array of the event shape, without a batch axis, to what the energy expects.
-        variables: What `module.init(key, y)` returned.
+        module: Maps one array of the event shape, without a batch axis, to what the energy expects;
+            for a `ConditionalEnergy`, that array and a scalar t.
+        variables: What `module.init(key, y)` returned, or `module.init(key, y, t)`.
 
     Returns:
         The network. It can be pickled if `module` can: a built-in Linen layer can't, since its

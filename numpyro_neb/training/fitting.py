@@ -23,8 +23,12 @@ from numpyro_neb._internal.checks import (
     check_type,
     require,
 )
-from numpyro_neb.energies.base import AbstractEnergy, check_energy, trainable
-from numpyro_neb.energies.conditional import ConditionalEnergy
+from numpyro_neb.energies.base import (
+    AbstractEnergy,
+    AbstractEnergyFamily,
+    check_energy,
+    trainable,
+)
 from numpyro_neb.training.checkpoints import (
     CONTENT,
     FUNCTION,
@@ -41,11 +45,12 @@ from numpyro_neb.training.objectives import (
     AbstractObjective,
     check_step,
     denoising_loss,
+    dual_score_loss,
     sure_loss,
 )
 from numpyro_neb.training.optimizers import checked_optimizer, result_of
 
-Energy = AbstractEnergy | ConditionalEnergy
+Energy = AbstractEnergy | AbstractEnergyFamily
 Objective = (
     AbstractObjective
     | Callable[[Any, Float[Array, "batch *event"], PRNGKeyArray], Float[Array, ""]]
@@ -234,7 +239,7 @@ class _Function(AbstractObjective):
     def unit(self, energy, first):
         if not self._ours:
             return super().unit(energy, first)
-        # A family's denoising_loss is in units of sigma^2.
+        # A family's losses are in units of sigma^2.
         return (
             jnp.astype(energy.sigma**2, first.dtype) if energy.one_level else jnp.ones_like(first)
         )
@@ -249,7 +254,7 @@ class _Function(AbstractObjective):
         function = self.function
         while isinstance(function, partial):
             function = function.func
-        return function in (denoising_loss, sure_loss)
+        return function in (denoising_loss, dual_score_loss, sure_loss)
 
     def optimizer(self, num_steps):
         return optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from numpyro_neb._internal.checks import check_count, check_key, require
+from numpyro_neb._internal.checks import check_count, check_key, check_number, kind, require
 from numpyro_neb._internal.events import as_events
 from numpyro_neb.energies.base import (
     AbstractEnergy,
@@ -189,6 +189,84 @@ def denoising_loss(
         return jnp.sum((difference if energy.one_level else difference / sigma) ** 2)
 
     return jnp.mean(jax.vmap(error)(x, sigma, noise))
+
+
+def dual_score_loss(
+    energy: AbstractEnergyFamily, x: Batch, key: PRNGKeyArray, *, weight: float = 1.0
+) -> Float[Array, ""]:
+    r"""Dual score matching: the slopes of phi in y, as `denoising_loss`, and in log sigma.
+
+        E norm(sigma grad phi(y; sigma) - eps)^2
+            + weight E (d phi / d log sigma - (d - norm(eps)^2))^2 / (4 d)
+            + (E phi(y; sigma_max) - E phi_0(y; sigma_max))^2,    y = x + sigma eps
+
+    with one sigma per example, log-uniform over the range. The first term is `denoising_loss`. The
+    second is least if d phi / d log sigma = d - E[norm(eps)^2 given y], the derivative of -log f:
+    it ties the constants of phi at all levels to each other. The third gives them their value: at
+    the largest sigma, several times the spread of X, Y is nearly N(loc, scale^2 + sigma^2), whose
+    -log density is phi_0. At the minimum phi is -log f at each level.
+
+    Args:
+        energy: Energies of a range of noise levels, such as a `ConditionalEnergy`.
+        x: A batch of clean data, of shape (batch, *event_shape).
+        key: A JAX random key, for the noise and the levels.
+        weight: The weight of the second term; 1 is the paper's.
+
+    Returns:
+        The loss, averaged over the batch; dimensionless.
+
+    Raises:
+        TypeError: If `energy` is for one noise level or none, x does not hold floats, key is not a
+            random key, or weight is not a number.
+        ValueError: If x does not have that shape, or is not traced and not finite, or weight is
+            negative or infinite.
+
+    Reference:
+        Guth, Kadkhodaie and Simoncelli, Learning normalized image densities via dual score
+        matching, arXiv 2506.05310 (2025).
+
+    Example:
+        >>> from functools import partial
+        >>> import jax, numpyro_neb as neb
+        >>> x = jax.random.normal(jax.random.key(0), (1000, 2))
+        >>> mlp = neb.networks.MLP((2,), width_size=16, depth=2, conditional=True,
+        ...                        key=jax.random.key(1))
+        >>> family = neb.ConditionalEnergy(mlp, (2,), sigma_range=(0.2, 4.0))
+        >>> result = neb.fit(family, x, objective=partial(neb.dual_score_loss, weight=0.3),
+        ...                  key=jax.random.key(2), num_steps=10, batch_size=64,
+        ...                  progress_bar=False)
+        >>> result.losses.shape
+        (10,)
+    """
+    check_energy(energy, conditional=True)
+    many = isinstance(energy, AbstractEnergyFamily)
+    what = "energy must be a family of noise levels, such as a ConditionalEnergy"
+    require(many, f"{what}, got {kind(energy)}", TypeError)
+    check_key(key)
+    fits = 0 <= check_number("weight", weight) < np.inf
+    require(fits, f"weight must be at least 0 and finite, got {weight}")
+    energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
+    key_noise, key_level = jax.random.split(key)
+    sigma = energy.levels(jax.random.uniform(key_level, (len(x),), x.dtype))
+    noise = jax.random.normal(key_noise, x.shape, x.dtype)
+
+    highest = energy.unchecked_at(energy.levels(jnp.ones((), x.dtype)))
+    variance = jnp.broadcast_to(energy.scale**2 + highest.sigma**2, energy.event_shape)
+
+    def lift(x, noise):
+        y = x + highest.sigma * noise
+        gaussian = jnp.sum((y - energy.loc) ** 2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
+        return highest(y) - gaussian
+
+    def error(x, sigma, noise):
+        phi = lambda y, log: energy.unchecked_at(jnp.exp(log))(y)  # noqa: E731
+        y, log = x + sigma * noise, jnp.log(sigma)
+        slope, slope_of_log = jax.grad(phi, (0, 1))(y, log)
+        square = jnp.sum((slope_of_log - (noise.size - jnp.sum(noise**2))) ** 2)
+        return jnp.sum((sigma * slope - noise) ** 2) + weight * square / (4 * noise.size)
+
+    constant = jnp.mean(jax.vmap(lift)(x, noise))
+    return jnp.mean(jax.vmap(error)(x, sigma, noise)) + constant**2
 
 
 def sure_loss(

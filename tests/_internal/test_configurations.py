@@ -24,6 +24,7 @@ STATED = {
     "ConditionalEnergy": neb.ConditionalEnergy,
     "MixtureEnergy": neb.MixtureEnergy,
     "energies.AtLevel": neb.energies.conditional.AtLevel,
+    "energies.LevelEnergy": neb.energies.conditional.LevelEnergy,
     "networks.MLP": neb.networks.MLP,
     "networks.ConvNet": neb.networks.ConvNet,
     "networks.UNet": neb.networks.UNet,

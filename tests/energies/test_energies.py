@@ -19,6 +19,14 @@ def mlp(out="event", shape=SHAPE, **kwargs):
     return neb.networks.MLP(shape, out, width_size=8, depth=2, key=KEY, **kwargs)
 
 
+def conditional(**kwargs):
+    settings = {"width_size": 8, "depth": 2, "conditional": True, "key": jax.random.key(0)}
+    network = neb.networks.MLP((2, 3), **settings)
+    return neb.ConditionalEnergy(
+        network, **({"event_shape": (2, 3), "sigma_range": (0.1, 1.0)} | kwargs)
+    )
+
+
 def energies():
     locs = jax.random.normal(KEY, (5, *SHAPE))
     loc = jnp.full(SHAPE, 0.5)
@@ -26,6 +34,7 @@ def energies():
     yield "network", neb.NetworkEnergy(mlp("scalar"), 0.4, SHAPE, loc=1.0, scale=jnp.full(SHAPE, 3))
     yield "kernel density", neb.MixtureEnergy(locs, 0.4)
     yield "mixture", neb.MixtureEnergy(locs, 0.4, covariances=jnp.stack([jnp.eye(6)] * 5))
+    yield "level", conditional(loc=loc, scale=2.0).at(0.4)
 
 
 @pytest.fixture(params=energies(), ids=lambda p: p[0])
@@ -329,16 +338,8 @@ def test_a_bare_network_is_told_how_to_be_wrapped(use, bare, name, untyped):
         use(bare)
 
 
-def conditional(**kwargs):
-    settings = {"width_size": 8, "depth": 2, "conditional": True, "key": jax.random.key(0)}
-    network = neb.networks.MLP((2, 3), **settings)
-    return neb.ConditionalEnergy(
-        network, **({"event_shape": (2, 3), "sigma_range": (0.1, 1.0)} | kwargs)
-    )
-
-
-def test_an_energy_for_each_noise_level():
-    family = conditional(loc=0.5, scale=2.0)
+def test_the_form_of_the_first_release():
+    family = conditional(loc=0.5, scale=2.0, preconditioned=False)
     y = jax.random.normal(jax.random.key(1), (2, 3))
     for sigma, t in ((0.1, -1.0), (0.1**0.5, 0.0), (1.0, 1.0)):
         energy = family.at(sigma)

@@ -24,7 +24,7 @@ ROWS = (
         neb.evaluate,
         {"energy": MIXTURE, "held_out": HELD_OUT, "key": KEY, "progress_bar": False},
         [
-            *wrong_energies(),
+            *wrong_energies(family=False),
             *wrong_arrays("held_out", HELD_OUT, floats=True),
             *wrong_arrays("train", HELD_OUT, floats=True, none=False),
             *wrong_keys(),

@@ -11,6 +11,11 @@ ROWS = (
     Rows(posteriors.AbstractPosterior, {}, ABSTRACT),
     Rows(posteriors.AbstractSpread, {}, ABSTRACT),
     Rows(posteriors.Isotropic, {}, wrong_counts("num_probes")),
+    Rows(
+        posteriors.LevelsPosterior,
+        {"at": MIXTURE.at, "sigma": 1.0, "lowest": 0.5, "y": jnp.zeros(2)},
+        [*wrong_counts("num_levels"), *wrong_counts("num_steps", least=0)],
+    ),
     Rows(posteriors.MixturePosterior.sample, {"self": POSTERIOR}, wrong_keys()),
     Rows(
         posteriors.MixturePosterior.interval,

@@ -3,6 +3,7 @@ import numpy as np
 import optax
 import pytest
 from wrong_arguments import (
+    FAMILY,
     KEY,
     MIXTURE,
     NAN,
@@ -41,6 +42,18 @@ ROWS = (
         neb.denoising_loss,
         BATCH | {"x": Y},
         [*wrong_energies(family=False), *wrong_keys(), *CLEAN],
+    ),
+    Rows(
+        neb.dual_score_loss,
+        {"energy": FAMILY, "x": Y, "key": KEY},
+        [
+            *wrong_energies(family=False),
+            *wrong_keys(),
+            *CLEAN,
+            *each("energy", TypeError, "energy must be a family of noise levels", [MIXTURE]),
+            *each("weight", ValueError, "weight must be at least 0", [-0.1, np.inf, np.nan]),
+            *each("weight", TypeError, "weight must be a number", ["1", None]),
+        ],
     ),
     Rows(
         neb.sure_loss,
