@@ -23,7 +23,12 @@ from numpyro_neb.integrators.base import (
 from numpyro_neb.integrators.exchange import check_resumable, exchange
 from numpyro_neb.integrators.underdamped import BAOAB
 from numpyro_neb.models.normalizer import annealed_log_weights
-from numpyro_neb.training.objectives import AbstractObjective, Batch, fixed_buffers
+from numpyro_neb.training.objectives import (
+    AbstractObjective,
+    Batch,
+    dual_score_loss,
+    fixed_buffers,
+)
 
 # A chain is lost if it leaves the range of the data by more than this many times its width plus
 # this many sigma.
@@ -65,7 +70,10 @@ class MaximumLikelihood(AbstractObjective):
     take `num_steps` steps of `integrator` between updates, with no gradient through the steps. A
     denoising term anchors the energy. Each training step descends
 
-        mean phi(data) - mean phi(chains) + denoising_weight * denoising_loss / sigma^2.
+        mean phi(data) - mean phi(chains) + denoising_weight * denoising_loss / sigma^2,
+
+    for a family of noise levels with `dual_score_loss` in place of the last, so that a normalised
+    one stays so.
 
     Denoising alone does not determine the relative weights of the modes: it teaches the slopes of
     phi, and only near the data. Train with `denoising_loss` first and with this objective second,
@@ -208,6 +216,9 @@ class MaximumLikelihood(AbstractObjective):
         energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
         key_data, key_walk, key_fresh = jax.random.split(key, 3)
         y, phi, anchor, weights = _at_data(energy, x, key_data, state.sigma)
+        if isinstance(energy, AbstractEnergyFamily):
+            # In the gap the constants of the levels cancel but for rounding, by which they drift.
+            anchor = dual_score_loss(energy, x, key_data)
         lowest = jnp.minimum(state.lowest, jnp.min(y, axis=0))
         highest = jnp.maximum(state.highest, jnp.max(y, axis=0))
         ready = state._replace(lowest=lowest, highest=highest)

@@ -242,7 +242,7 @@ class Levels(eqx.Module):
 
 def test_a_conditional_energy_has_chains_at_all_levels():
     """What phi adds at a level cancels: data and chains are at the same levels."""
-    levels = neb.ConditionalEnergy(Levels(jnp.array(3.0)), (2,), (0.1, 2.0))
+    levels = neb.ConditionalEnergy(Levels(jnp.array(3.0)), (2,), (0.1, 2.0), preconditioned=False)
     for num_chains in (48, 20, 32):  # more than the batch has, fewer, and as many
         objective = neb.MaximumLikelihood(num_chains, 1, denoising_weight=0.0)
         result = fit(levels, objective=objective, num_steps=2, optimizer=optax.sgd(0.0))
