@@ -68,7 +68,7 @@ def weights(settings: Settings) -> None:
         print(f"| {levels} | {value:.4f} +- {error:.4f} | .1 | {rates(mcmc)} |", flush=True)
 
 
-def sinkhorn(x: np.ndarray, y: np.ndarray, epsilon: float = 0.05, num_steps: int = 500) -> float:
+def sinkhorn(x: np.ndarray, y: np.ndarray, epsilon: float = 0.05, num_steps: int = 300) -> float:
     """The entropic Wasserstein distance, the root of the transport cost, of two equal samples.
 
     Log-domain Sinkhorn iterations; epsilon, in the unit of squared distances, falls to its value.
@@ -125,9 +125,9 @@ def mog(settings: Settings) -> None:
     means = np.stack(columns(folder / "targets", "mog40_means.csv", "x", "y"), axis=1)
     truth = 1777.886
     energy = neb.MixtureEnergy(means, 1.31326)
-    levels = tuple(np.geomspace(1.31326, 24.0, 7))
-    # 7 levels of 128 steps and of 8 rounds of exchanges: 952 gradients.
-    kernel = neb.WalkJumpKernel(energy, sigmas=levels, num_steps=128)
+    levels = tuple(np.geomspace(1.31326, 24.0, 4))
+    # 4 levels of 224 steps and of 14 rounds of exchanges: 952 gradients.
+    kernel = neb.WalkJumpKernel(energy, sigmas=levels, num_steps=224)
     number = 100 if settings.quick else 1000
     start = jnp.zeros((10, 2))
     mcmc = draws(kernel, 10, number, init_params=start, num_warmup=20)
