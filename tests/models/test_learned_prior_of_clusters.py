@@ -10,6 +10,7 @@ import targets
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
 from scipy import stats
+from targets import MixtureFamily
 
 import numpyro_neb as neb
 
@@ -120,3 +121,20 @@ def test_chosen_moments_stay_gaussian():
     np.testing.assert_allclose(fixed("diagonal"), posterior.mean + posterior.std, rtol=1e-5)
     # The exact quantile at Phi(1), .841.
     np.testing.assert_allclose(posterior.cdf(fixed("full")), stats.norm.cdf(1), rtol=1e-5)
+
+
+def test_a_family_gives_all_modes_their_weights():
+    """Draws of X in a model, by the flow from noise: shares and widths of two modes."""
+    exact = neb.MixtureEnergy(
+        np.array([-2.0, 1.0]), 1.0, np.log([0.3, 0.7]), np.full((2, 1, 1), 0.09)
+    )
+    family = MixtureFamily(exact, (0.1, 20.0))
+    model = lambda: neb.learned_prior("x", family)  # noqa: E731
+    found = Predictive(model, num_samples=4000)(jax.random.key(0))
+    x = np.asarray(found["x"], float)
+    assert abs(np.mean(x < -0.5) - 0.3) < 5 * np.sqrt(0.21 / 4000) + 0.01
+    for part, middle in ((x[x < -0.5], -2.0), (x[x > -0.5], 1.0)):
+        assert abs(part.mean() - middle) < 5 * 0.3 / np.sqrt(len(part)) + 0.01
+        assert abs(part.std() / 0.3 - 1) < 5 / np.sqrt(2 * len(part)) + 0.02
+    # The latent y is plain noise.
+    assert abs(found["x_y"].std() / np.sqrt(float(exact.scale) ** 2 + 400) - 1) < 0.06

@@ -250,3 +250,35 @@ def test_a_linen_module_in_training_mode_is_refused():
 def test_bad_arguments(make, error, match, untyped):
     with pytest.raises(error, match=match):
         make()
+
+
+class OfTwo(linen.Module):
+    @linen.compact
+    def __call__(self, y, t):
+        return linen.Dense(3)(jnp.append(y, t))
+
+
+class OfTwoNNX(nnx.Module):
+    def __init__(self):
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, y, t):
+        return self.linear(jnp.append(y, t))
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_of_y_and_t_for_many_noise_levels(kind, tmp_path):
+    y, t = jnp.array([1.0, -2.0, 0.5]), jnp.array(0.3)
+    if kind == "nnx":
+        module = OfTwoNNX()
+        network, expected = from_nnx(module), module(y, t)
+    else:
+        module = OfTwo()
+        variables = module.init(jax.random.key(0), y, t)
+        network, expected = from_linen(module, variables), module.apply(variables, y, t)
+    np.testing.assert_allclose(network(y, t), expected, rtol=1e-6)
+    family = neb.ConditionalEnergy(network, (3,), (0.1, 2.0), scale=SD)
+    assert family.at(0.2)(y) != family.at(0.3)(y)
+    neb.save(tmp_path / "family", family)
+    loaded = neb.load(tmp_path / "family", like=family)
+    np.testing.assert_array_equal(loaded.at(0.2)(y), family.at(0.2)(y))
