@@ -69,6 +69,7 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.training
 	$(RUN) -m benchmarks.training likelihood
 	$(RUN) -m benchmarks.energies
+	$(RUN) -m benchmarks.families
 	$(RUN) -m benchmarks.walk
 	$(RUN) -m benchmarks.normal_means
 	$(RUN) -m benchmarks.sure
