@@ -180,12 +180,12 @@ def blobs(settings: Settings) -> None:
     common: dict = {"batch_size": 256, "progress_bar": False}
     begin = time.perf_counter()
     denoised = neb.fit(
-        family, x, key=jax.random.key(1), num_steps=200 if short else 4000, **common
+        family, x, key=jax.random.key(1), num_steps=200 if short else 8000, **common
     ).energy
     seconds = time.perf_counter() - begin
     likelihood = neb.MaximumLikelihood(128, 10, num_levels=8)
     begin = time.perf_counter()
-    result = neb.fit(denoised, x, key=jax.random.key(2), num_steps=20 if short else 1000,
+    result = neb.fit(denoised, x, key=jax.random.key(2), num_steps=20 if short else 2000,
                      objective=likelihood, **common)  # fmt: skip
     times = seconds, time.perf_counter() - begin
     y = x + 0.7 * rng.normal(size=x.shape)
