@@ -56,24 +56,25 @@ class ConditionalEnergy(AbstractEnergyFamily):
 
     With d the number of coordinates and all operations by coordinate,
 
-        phi(y; sigma) = norm(y - r)^2 / (2 sigma^2) + d b(t)
-                        + sum log(2 pi (scale^2 + sigma^2)) / 2,
+        phi(y; sigma) = norm(y - r)^2 / (2 sigma^2) + c + d b(t),
         y - r = ((1 - a(t)) sigma + a(t) sqrt(scale^2 + sigma^2)) z - scale network(z, t),
         z = (y - loc) / sqrt(scale^2 + sigma^2),
 
-    where t goes from -1 to 1 as log sigma goes through the range, and a and b are polynomials of
-    degree 5 that are trained too, zero at first, b(1) = 0. The network's input has standard
-    deviation 1 at every level, and without the network phi is that of X ~ N(loc, scale^2),
-    normalised, and the jump is exact, so that a range from a small part of the data's spread to
-    several times it trains well. a goes from the network as a correction of the Gaussian, 0, to the
-    network as an estimate of x, 1: perceptrons at small sigma learn that better. With a network of
-    a scalar, such as `networks.ConvNet`, the first term is norm(z)^2 / 2 + network(z, t).
+    where c = sum log(2 pi (scale^2 + sigma^2)) / 2 is the Gaussian's constant, t goes from -1 to 1
+    as log sigma goes through the range, and a and b are polynomials of degree 5 that are trained
+    too, zero at first, b(1) = 0. The network's input has standard deviation 1 at every level, and
+    without the network phi is that of X ~ N(loc, scale^2), normalised, and the jump is exact, so
+    that a range from a small part of the data's spread to several times it trains well. a goes from
+    the network as a correction of the Gaussian, 0, to the network as an estimate of x, 1:
+    perceptrons at small sigma learn that better. With a network of a scalar, such as
+    `networks.ConvNet`, the first term is norm(z)^2 / 2 + network(z, t).
 
     `fit` trains it on clean data. `denoising_loss` draws a log-uniform sigma for each example, and
     leaves the constants b open. `dual_score_loss` also matches the derivative of phi by log sigma,
     which ties them to the largest sigma, where the noise hides X and phi is the Gaussian's: phi is
-    then -log f itself, as well as the training went. log Z by `empirical_bayes.log_normalizer` says
-    how well: it should be zero within its standard error.
+    then -log f itself, as well as the training went. What denoising lacks at each level adds up
+    from the largest sigma down. log Z by `empirical_bayes.log_normalizer` says how well phi is
+    normalised: it should be zero within its standard error.
 
     Draws of X and of X given y, from the largest sigma down: see `sample` and `posterior`.
 

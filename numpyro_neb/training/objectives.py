@@ -196,15 +196,16 @@ def dual_score_loss(
 ) -> Float[Array, ""]:
     r"""Dual score matching: the slopes of phi in y, as `denoising_loss`, and in log sigma.
 
-        E norm(sigma grad phi(y; sigma) - eps)^2
-            + weight E (d phi / d log sigma - (d - norm(eps)^2))^2 / (4 d)
-            + (E phi(y; sigma_max) - E phi_0(y; sigma_max))^2,    y = x + sigma eps
+        E norm(sigma grad phi(y; sigma) - eps)^2 + weight E s^2 / (4 d) + c^2,    y = x + sigma eps
 
-    with one sigma per example, log-uniform over the range. The first term is `denoising_loss`. The
-    second is least if d phi / d log sigma = d - E[norm(eps)^2 given y], the derivative of -log f:
-    it ties the constants of phi at all levels to each other. The third gives them their value: at
-    the largest sigma, several times the spread of X, Y is nearly N(loc, scale^2 + sigma^2), whose
-    -log density is phi_0. At the minimum phi is -log f at each level.
+    with s the error of the derivative of phi by log sigma, whose target is d - norm(eps)^2, and c
+    the mean of phi - phi_0 at the largest sigma, phi_0 the -log density of
+    N(loc, scale^2 + sigma^2);
+    one sigma per example, log-uniform over the range. The first term is `denoising_loss`. The
+    second is least if the derivative is that of -log f, d - E[norm(eps)^2 given y]: it ties the
+    constants of phi at all levels to each other. The third gives them their value: at a sigma of
+    several times the spread of X, Y has nearly the density of phi_0. At the minimum phi is -log f
+    at each level.
 
     Args:
         energy: Energies of a range of noise levels, such as a `ConditionalEnergy`.
