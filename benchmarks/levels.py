@@ -185,7 +185,7 @@ def blobs(settings: Settings) -> None:
     seconds = time.perf_counter() - begin
     likelihood = neb.MaximumLikelihood(128, 10, num_levels=8)
     begin = time.perf_counter()
-    result = neb.fit(denoised, x, key=jax.random.key(2), num_steps=20 if short else 2000,
+    result = neb.fit(denoised, x, key=jax.random.key(2), num_steps=20 if short else 4000,
                      objective=likelihood, **common)  # fmt: skip
     times = seconds, time.perf_counter() - begin
     y = x + 0.7 * rng.normal(size=x.shape)
