@@ -28,6 +28,7 @@ from numpyro_neb.energies import (
     MixtureEnergy,
     NetworkEnergy,
     ResidualEnergy,
+    ScoreField,
 )
 from numpyro_neb.evaluation import Evaluation, evaluate
 from numpyro_neb.files import load, save
@@ -62,6 +63,7 @@ __all__ = [
     "MixtureFit",
     "NetworkEnergy",
     "ResidualEnergy",
+    "ScoreField",
     "SmoothedDensity",
     "Standardizer",
     "WalkJumpKernel",

@@ -21,7 +21,7 @@ from numpyro_neb._internal.checks import (
 from numpyro_neb._internal.convolutions import for_compiled_loops
 from numpyro_neb._internal.events import as_events, check_rows
 from numpyro_neb.empirical_bayes.components import posterior_components
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.energies.base import AbstractEnergy, AbstractScoreField, check_energy
 
 Cues = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -31,7 +31,8 @@ class Memories(NamedTuple):
 
     Attributes:
         attractors: Where the flow comes to rest, of shape (*batch, *event_shape).
-        energies: phi there, of shape (*batch); only differences have a meaning.
+        energies: phi there, of shape (*batch); only differences have a meaning. NaN for a
+            `ScoreField`.
         converged: Whether it came to rest, of shape (*batch).
         stable: Whether it is a memory, of shape (*batch): at rest, with the energy rising in every
             direction: a lower bound of the smallest curvature is above the tolerance. A saddle or
@@ -68,7 +69,7 @@ class Memories(NamedTuple):
 
 
 def recall(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Cues,
     *,
     flow: Literal["gradient", "jump"] = "gradient",
@@ -104,7 +105,8 @@ def recall(
         The attractors, their energies, whether they are stable, and how long it took.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If y has the wrong shape or is not finite, flow is neither, tolerance is not
             positive, or a count is not a positive int.
         FloatingPointError: If phi is NaN or infinite at every cue.
@@ -312,7 +314,7 @@ _FLAT = 1e-3
 
 
 def follow(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Cues,
     times: Float[Array, " t"] | Float[np.ndarray, " t"],
     *,
@@ -335,7 +337,8 @@ def follow(
         The positions, of shape (*batch, t, *event_shape).
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If y has the wrong shape or is not finite, times are not as described, or a
             count is not a positive int.
         FloatingPointError: If a path does not reach its end.
@@ -417,7 +420,7 @@ def _gradient_flow(energy, y, tolerances, max_steps):
         settings = {"event": event, "max_steps": max_steps}
         solution: Any = _solution(energy, y, jnp.inf, tolerance, **settings)
         end = solution.ys[0]
-        return end, energy(end), slope(end), solution.stats["num_steps"], solution.ts[0]
+        return end, _value(energy, end), slope(end), solution.stats["num_steps"], solution.ts[0]
 
     return jax.vmap(one)(y, tolerances)
 
@@ -435,7 +438,8 @@ def _jumps(energy, y, tolerances, max_steps):
 
         goes_on = lambda state: moving(state[1]) & (state[2] < max_steps)  # noqa: E731
         end, move, steps = jax.lax.while_loop(goes_on, jump, (y, flow(y), jnp.array(0)))
-        return end, energy(end), jnp.linalg.norm(move) / energy.sigma, steps, steps.astype(y.dtype)
+        slope = jnp.linalg.norm(move) / energy.sigma
+        return end, _value(energy, end), slope, steps, steps.astype(y.dtype)
 
     return jax.vmap(one)(y, tolerances)
 
@@ -443,9 +447,14 @@ def _jumps(energy, y, tolerances, max_steps):
 _FLOWS = {"gradient": _gradient_flow, "jump": _jumps}
 
 
+def _value(energy, y):
+    return energy(y) if energy.has_value else jnp.full((), jnp.nan, y.dtype)
+
+
 def _check_energies(energy, cues, energies):
     """Raises an error if nothing was found because the energy is not finite at any cue."""
-    if isinstance(energies, Tracer) or np.any(np.isfinite(energies)):
+    known = isinstance(energies, Tracer) or np.any(np.isfinite(energies))
+    if known or not energy.has_value:
         return
     at_cues = np.asarray(jax.vmap(energy)(cues))
     if len(at_cues) and not np.any(np.isfinite(at_cues)):
@@ -456,6 +465,6 @@ def _check_energies(energy, cues, energies):
 
 def _flat(energy, y):
     """The cues along one dimension, and the shape of their batch."""
-    check_energy(energy)
+    check_energy(energy, score=True)
     y, shape = as_events("y", y, energy), energy.event_shape
     return y.reshape(-1, *shape), y.shape[: y.ndim - len(shape)]

@@ -13,7 +13,7 @@ from numpyro_neb._internal.batching import in_chunks
 from numpyro_neb._internal.checks import check_counts, check_positive, require
 from numpyro_neb._internal.events import checked_events, in_dtype_of
 from numpyro_neb.empirical_bayes.lanczos import ROUNDING, dot, leading
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.energies.base import AbstractScoreField, check_energy
 
 Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
 
@@ -46,7 +46,7 @@ class PosteriorComponents(NamedTuple):
 
 
 def posterior_components(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Observations,
     num_components: int,
     *,
@@ -102,7 +102,7 @@ def posterior_components(
         >>> jnp.allclose(found.variances, jnp.array([3 / 4, 1 / 2]))  # c / (c + sigma^2)
         Array(True, dtype=bool)
     """
-    check_energy(energy)
+    check_energy(energy, score=True)
     y, shape = checked_events("y", y, energy), energy.event_shape
     num_components, max_iterations, chunk_size = check_counts(
         num_components=num_components, max_iterations=max_iterations, chunk_size=chunk_size

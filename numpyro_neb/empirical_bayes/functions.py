@@ -15,14 +15,14 @@ from numpyro_neb._internal.checks import (
 )
 from numpyro_neb._internal.events import as_events, checked_events, in_dtype_of
 from numpyro_neb.empirical_bayes.distribution import PosteriorDistribution, stacked
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.energies.base import AbstractScoreField, check_energy
 from numpyro_neb.posteriors.base import at_once, in_parts
 
 Observations = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def posterior_mean(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Observations,
     *,
     chunk_size: int = 1024,
@@ -44,7 +44,8 @@ def posterior_mean(
         The posterior means, of y's shape.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If y has the wrong shape or is not finite, or chunk_size is not a positive int.
 
     Reference:
@@ -60,7 +61,7 @@ def posterior_mean(
 
 
 def posterior_std(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Observations,
     *,
     chunk_size: int = 128,
@@ -73,7 +74,7 @@ def posterior_std(
     negative variance, from a poor fit, counts as zero.
 
     Args:
-        energy: The energy phi.
+        energy: The energy phi, or a `ScoreField`.
         y: Observations, of shape (*batch, *event_shape).
         chunk_size: How many observations to process at once.
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
@@ -82,7 +83,8 @@ def posterior_std(
         Standard deviations, of y's shape, in y's units.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If y has the wrong shape or is not finite, or chunk_size is not a positive int.
 
     Reference:
@@ -98,7 +100,7 @@ def posterior_std(
 
 
 def posterior_covariance(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Observations,
     covariance: Literal["full", "diagonal", "operator"] = "full",
     *,
@@ -111,7 +113,7 @@ def posterior_covariance(
     `posterior_distribution` raises them to zero.
 
     Args:
-        energy: The energy phi.
+        energy: The energy phi, or a `ScoreField`.
         y: Observations, of shape (*batch, *event_shape).
         covariance: How to represent it: "full", a matrix over the flattened event; "diagonal", the
             variances; or "operator", v -> Cov v for large d, one Jacobian-vector product per call
@@ -125,7 +127,8 @@ def posterior_covariance(
         observation separately.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If covariance is not one of the three, y does not end in the event shape, or
             chunk_size is not a positive int.
 
@@ -149,7 +152,7 @@ def posterior_covariance(
         return _over(ask, energy, y, chunk_size, progress_bar)
     import lineax as lx
 
-    check_energy(energy)
+    check_energy(energy, score=True)
     check_count("chunk_size", chunk_size)
     y = as_events("y", y, energy)
     flat = y.reshape(-1, *energy.event_shape)
@@ -161,7 +164,7 @@ def posterior_covariance(
     return lx.FunctionLinearOperator(product, shape, lx.symmetric_tag)
 
 
-def posterior_distribution(energy: AbstractEnergy, y: Observations) -> PosteriorDistribution:
+def posterior_distribution(energy: AbstractScoreField, y: Observations) -> PosteriorDistribution:
     r"""The law of X given Y=y, as a NumPyro distribution with y's batch shape.
 
     For a `MixtureEnergy` it is exact, again a mixture. For any other energy it is the Gaussian with
@@ -169,12 +172,13 @@ def posterior_distribution(energy: AbstractEnergy, y: Observations) -> Posterior
     may have several modes or bounds.
 
     Args:
-        energy: The energy phi.
+        energy: The energy phi, or a `ScoreField`.
         y: Observations, of shape (*batch, *event_shape). They are processed all at once: for large
             batches of images use `posterior_mean` and the like, which work in chunks.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If y does not end in the event shape.
 
     Example:
@@ -186,14 +190,14 @@ def posterior_distribution(energy: AbstractEnergy, y: Observations) -> Posterior
         >>> posterior.sample(jax.random.key(0), (3,)).shape
         (3, 1)
     """
-    check_energy(energy)
+    check_energy(energy, score=True)
     y = as_events("y", y, energy)
     batch = y.shape[: y.ndim - len(energy.event_shape)]
     return PosteriorDistribution(stacked(energy.posterior, batch, y))
 
 
 def credible_interval(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Observations,
     probability: float = 0.9,
     *,
@@ -206,7 +210,7 @@ def credible_interval(
     deviation for any other energy.
 
     Args:
-        energy: The energy phi.
+        energy: The energy phi, or a `ScoreField`.
         y: Observations, of shape (*batch, *event_shape).
         probability: The probability of each interval, between 0 and 1.
         chunk_size: How many observations to process at once.
@@ -216,7 +220,8 @@ def credible_interval(
         The lower and the upper ends, each of y's shape.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If probability is not between 0 and 1, y does not end in the event shape, or
             chunk_size is not a positive int.
 
@@ -232,7 +237,7 @@ def credible_interval(
 
 
 def local_false_sign_rate(
-    energy: AbstractEnergy,
+    energy: AbstractScoreField,
     y: Observations,
     *,
     chunk_size: int = 1024,
@@ -245,7 +250,7 @@ def local_false_sign_rate(
     moment-matched Gaussian, which does not have mass at zero.
 
     Args:
-        energy: The energy phi.
+        energy: The energy phi, or a `ScoreField`.
         y: Observations, of shape (*batch, *event_shape).
         chunk_size: How many observations to process at once.
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
@@ -254,7 +259,8 @@ def local_false_sign_rate(
         Probabilities, of y's shape.
 
     Raises:
-        TypeError: If `energy` is not an `AbstractEnergy`, or y does not hold floats.
+        TypeError: If `energy` is neither an `AbstractEnergy` nor a `ScoreField`, or y does not
+            hold floats.
         ValueError: If y has the wrong shape or is not finite, or chunk_size is not a positive int.
 
     Reference:
@@ -279,7 +285,7 @@ def _over(name, energy, y, chunk_size, progress_bar, *arguments):
 
 def _flat(energy, y, chunk_size):
     """The observations along one dimension, still on the host, and the shape of their batch."""
-    check_energy(energy)
+    check_energy(energy, score=True)
     check_count("chunk_size", chunk_size)
     y, shape = checked_events("y", y, energy), energy.event_shape
     return y.reshape(-1, *shape), y.shape[: y.ndim - len(shape)]

@@ -7,6 +7,7 @@ custom module are interchangeable.
 from numpyro_neb.energies.base import (
     AbstractEnergy,
     AbstractEnergyFamily,
+    AbstractScoreField,
     NonTrainable,
     initial_position,
     trainable,
@@ -15,15 +16,18 @@ from numpyro_neb.energies.base import NonTrainable as Frozen  # noqa: F401 (its 
 from numpyro_neb.energies.conditional import ConditionalEnergy
 from numpyro_neb.energies.mixture import MixtureEnergy
 from numpyro_neb.energies.network import NetworkEnergy, ResidualEnergy
+from numpyro_neb.energies.score_field import ScoreField
 
 __all__ = [
     "AbstractEnergy",
     "AbstractEnergyFamily",
+    "AbstractScoreField",
     "ConditionalEnergy",
     "MixtureEnergy",
     "NetworkEnergy",
     "NonTrainable",
     "ResidualEnergy",
+    "ScoreField",
     "initial_position",
     "trainable",
 ]

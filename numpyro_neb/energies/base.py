@@ -31,7 +31,58 @@ from numpyro_neb.posteriors.linearised import LinearisedPosterior
 from numpyro_neb.posteriors.spreads import AbstractSpread, Full
 
 
-class AbstractEnergy(Picklable, AbstractOrFinal):
+class AbstractScoreField(Picklable, AbstractOrFinal):
+    """What is known of the smoothed signal Y = X + N(0, sigma^2 I) by its score alone.
+
+    A subclass has four fields and one method, `score(y)`. An `AbstractEnergy` is one whose score is
+    a gradient, of an energy with a value.
+
+    Attributes:
+        sigma: The noise's standard deviation (never the variance), a scalar array.
+        event_shape: The shape of one y, of any rank.
+        loc: The mean of X, a scalar or of shape `event_shape`.
+        scale: The standard deviation of X, a scalar or of shape `event_shape`.
+        buffers: Names of the fields that `fit` never trains.
+        one_level: True: it is for one noise level, a family for many.
+        has_value: Whether phi(y) itself is known, as for an `AbstractEnergy`.
+    """
+
+    sigma: eqx.AbstractVar[Float[Array, ""]]
+    event_shape: eqx.AbstractVar[tuple[int, ...]]
+    loc: eqx.AbstractVar[Float[Array, "..."]]
+    scale: eqx.AbstractVar[Float[Array, "..."]]
+
+    buffers: ClassVar[tuple[str, ...]] = ("sigma", "loc", "scale")
+    one_level: ClassVar[bool] = True
+    has_value: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return _described(self, f"sigma = {_range(self.sigma)}")
+
+    @abc.abstractmethod
+    def score(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        """-grad phi(y), close to grad log f(y), of shape `event_shape`."""
+
+    def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        """The jump, E[X given Y=y] = y - sigma^2 grad phi(y), of shape `event_shape`.
+
+        Reference:
+            Robbins 1956; Miyasawa 1961; NEB equation 3.
+        """
+        y = as_event(y, self.event_shape)
+        return y + self.sigma**2 * self.score(y)
+
+    def posterior(self, y: Float[Array, "*event"]) -> AbstractPosterior:
+        """The law of X given Y=y, by default the Gaussian with its mean and covariance.
+
+        The two moments are as accurate as the score, but the true posterior may have several
+        modes or bounds. A `MixtureEnergy` gives the exact law.
+        """
+        y = as_event(y, self.event_shape)
+        return LinearisedPosterior(self.denoise, self.sigma, y)
+
+
+class AbstractEnergy(AbstractScoreField):
     r"""The energy phi of the smoothed signal Y = X + N(0, sigma^2 I), f(y) ∝ exp(-phi(y)).
 
     A subclass has four fields and one method, `__call__(y) -> scalar`. It takes one unbatched `y`
@@ -47,6 +98,7 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
         buffers: Names of the fields that `fit` never trains (see `trainable`): `sigma`, `loc` and
             `scale`; a subclass that trains one of them overrides this.
         one_level: True: an energy is for one noise level, a family for many.
+        has_value: True.
 
     Reference:
         Saremi and Hyvarinen, Neural Empirical Bayes, JMLR 20 (2019), section 2.
@@ -68,21 +120,12 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
         Array([ 4.,  0., -4.], dtype=float32)
     """
 
-    sigma: eqx.AbstractVar[Float[Array, ""]]
-    event_shape: eqx.AbstractVar[tuple[int, ...]]
-    loc: eqx.AbstractVar[Float[Array, "..."]]
-    scale: eqx.AbstractVar[Float[Array, "..."]]
-
-    buffers: ClassVar[tuple[str, ...]] = ("sigma", "loc", "scale")
-    one_level: ClassVar[bool] = True
+    has_value: ClassVar[bool] = True
 
     def __check_init__(self):
         # In its own precision: a float32 network may not accept float64.
         dtype = jnp.result_type(self.sigma)
         check_network("energy", self, self.event_shape, (), dtype, ": its value is a scalar")
-
-    def __str__(self) -> str:
-        return _described(self, f"sigma = {_range(self.sigma)}")
 
     @abc.abstractmethod
     def __call__(self, y: Float[Array, "*event"]) -> Float[Array, ""]:
@@ -96,24 +139,6 @@ class AbstractEnergy(Picklable, AbstractOrFinal):
         """-grad phi(y), close to grad log f(y), of shape `event_shape`."""
         y = as_event(y, self.event_shape)
         return -jax.grad(self)(y)
-
-    def denoise(self, y: Float[Array, "*event"]) -> Float[Array, "*event"]:
-        """The jump, E[X given Y=y] = y - sigma^2 grad phi(y), of shape `event_shape`.
-
-        Reference:
-            Robbins 1956; Miyasawa 1961; NEB equation 3.
-        """
-        y = as_event(y, self.event_shape)
-        return y + self.sigma**2 * self.score(y)
-
-    def posterior(self, y: Float[Array, "*event"]) -> AbstractPosterior:
-        """The law of X given Y=y, by default the Gaussian with its mean and covariance.
-
-        The two moments are as accurate as the energy, but the true posterior may have several
-        modes or bounds. A `MixtureEnergy` gives the exact law.
-        """
-        y = as_event(y, self.event_shape)
-        return LinearisedPosterior(self.denoise, self.sigma, y)
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Exact, independent draws of Y, of shape (*shape, *event_shape), if a sampler exists.
@@ -281,7 +306,7 @@ class NonTrainable(eqx.Module):
     value: PyTree
 
 
-def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
+def trainable(energy: AbstractScoreField | AbstractEnergyFamily) -> PyTree[bool]:
     """The filter for what `fit` trains: every inexact array except buffers and `NonTrainable`.
 
     Args:
@@ -303,20 +328,20 @@ def trainable(energy: AbstractEnergy | AbstractEnergyFamily) -> PyTree[bool]:
     buffers = getattr(energy, "buffers", ())
 
     def mark(path, leaf):
-        if isinstance(leaf, AbstractEnergy | AbstractEnergyFamily):
+        if isinstance(leaf, AbstractScoreField | AbstractEnergyFamily):
             return trainable(leaf)
         if isinstance(leaf, NonTrainable):
             return jax.tree.map(lambda _: False, leaf)
         return eqx.is_inexact_array(leaf) and getattr(path[0], "name", None) not in buffers
 
     def inner(node):
-        own = isinstance(node, AbstractEnergy | AbstractEnergyFamily | NonTrainable)
+        own = isinstance(node, AbstractScoreField | AbstractEnergyFamily | NonTrainable)
         return own and node is not energy
 
     return jax.tree_util.tree_map_with_path(mark, energy, is_leaf=inner)
 
 
-def initial_position(energy: AbstractEnergy, key: PRNGKeyArray) -> Float[Array, "*event"]:
+def initial_position(energy: AbstractScoreField, key: PRNGKeyArray) -> Float[Array, "*event"]:
     """One draw from N(loc, scale^2 + sigma^2), the Gaussian that chains start from.
 
     Args:
@@ -352,13 +377,19 @@ def _range(values):
 
 
 def check_energy(
-    energy: Any, *, conditional: bool = False, single: bool = False, hint: str = ""
+    energy: Any,
+    *,
+    conditional: bool = False,
+    score: bool = False,
+    single: bool = False,
+    hint: str = "",
 ) -> None:
     """Raises a TypeError that says how to wrap a network or function, unless given an energy.
 
     Args:
         energy: One energy, or several stacked along leading dimensions of their arrays.
         conditional: Whether an `AbstractEnergyFamily` is accepted too.
+        score: Whether an `AbstractScoreField` without a value is accepted too.
         single: Whether stacked energies raise a ValueError.
         hint: Text to append, on what else may have been meant.
     """
@@ -367,10 +398,13 @@ def check_energy(
         at = f"energy must be for one noise level, got a {kind(energy)}: use energy.at(sigma)"
         require(conditional, at, TypeError)
         return
+    only = isinstance(energy, AbstractScoreField) and not energy.has_value
+    what = f"energy must have a value phi(y), which this needs, got a {kind(energy)}, which has"
+    require(score or not only, f"{what} a score alone", TypeError)
     has_one = isinstance(getattr(energy, "energy", None), AbstractEnergy)
     require(not has_one, f"{wanted}: give its .energy", TypeError)
     require(
-        isinstance(energy, AbstractEnergy),
+        isinstance(energy, AbstractScoreField),
         f"{wanted}: wrap a network or function that returns a scalar as"
         " NetworkEnergy(network, sigma, event_shape), and one that returns an array of the event"
         f" shape as ResidualEnergy(network, sigma, event_shape){hint}",

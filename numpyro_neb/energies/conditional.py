@@ -150,7 +150,7 @@ class ConditionalEnergy(AbstractEnergyFamily):
 
         def out(y):
             value = self.network(y, t)
-            scalar = self.preconditioned and jnp.shape(value) == ()
+            scalar = self.preconditioned and getattr(value, "shape", None) == ()
             return jnp.broadcast_to(value, shape) if scalar else value
 
         check_network("network", out, shape, shape, t.dtype)

@@ -25,7 +25,7 @@ from numpyro_neb._internal.configurations import (
     rebuilt,
     wrong_values,
 )
-from numpyro_neb.energies.base import AbstractEnergy, check_energy
+from numpyro_neb.energies.base import AbstractScoreField, check_energy
 from numpyro_neb.energies.conditional import ConditionalEnergy
 
 _FORMAT = "numpyro_neb energy"
@@ -34,7 +34,7 @@ _VERSION = 1
 _LARGEST_HEADER, _LARGEST_CONFIG = 1 << 24, 1 << 20
 
 
-def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) -> None:
+def save(path: str | os.PathLike, energy: AbstractScoreField | ConditionalEnergy) -> None:
     """Writes an energy to one safetensors file, whole or not at all.
 
     Args:
@@ -53,11 +53,13 @@ def save(path: str | os.PathLike, energy: AbstractEnergy | ConditionalEnergy) ->
         Array(1., dtype=float32)
     """
     check_type("path", path, str | os.PathLike, "a path")
-    check_energy(energy, conditional=True)
+    check_energy(energy, conditional=True, score=True)
     write_arrays(path, _FORMAT, describe(energy), _named_arrays(energy))
 
 
-def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | None = None) -> Any:
+def load(
+    path: str | os.PathLike, like: AbstractScoreField | ConditionalEnergy | None = None
+) -> Any:
     """Reads an energy that `save` wrote.
 
     Args:
@@ -82,13 +84,13 @@ def load(path: str | os.PathLike, like: AbstractEnergy | ConditionalEnergy | Non
     """
     config, tensors = read_arrays(path, _FORMAT)
     if like is not None:
-        check_energy(like, conditional=True)
+        check_energy(like, conditional=True, score=True)
         return _filled(like, tensors, path, exact=True)
     single = np.ndim(tensors.get("sigma", 0.0)) == 0
     require(single, f"{path} holds several stacked energies: pass like=, such a stack")
     try:
         energy = rebuilt(config, tensors)
-        check_energy(energy, conditional=True)
+        check_energy(energy, conditional=True, score=True)
     except UnknownModuleError as error:
         raise ValueError(
             f"{path} holds a {error}, which numpyro_neb can't rebuild alone:"
@@ -199,7 +201,7 @@ def _check_extent(path):
     require(size <= stated, f"{path} is damaged: it has {size} bytes, and should have {stated}")
 
 
-def sha256_of(energy: AbstractEnergy) -> str:
+def sha256_of(energy: AbstractScoreField) -> str:
     """The SHA-256 that `save` writes into an energy's file."""
     tensors = {name: np.asarray(array) for name, array in _named_arrays(energy).items()}
     return _signed(_FORMAT, describe(energy), tensors)["sha256"]

@@ -30,6 +30,8 @@ class Target(NamedTuple):
             at most one true score of a smoothed density in 6 * 10^7, in every dimension, and all
             else that it cuts is a network's error. A number below 1 cuts true scores too. An
             infinite or NaN force is not cut: the walk is marked diverging.
+        score: If not None, minus the gradient, in place of that of the potential, which is then
+            zero: for a walk without a Metropolis test on a law known by its score alone.
 
     Reference:
         Boucheron, Lugosi and Massart, Concentration Inequalities (2013), theorem 5.6: the norm of
@@ -39,9 +41,12 @@ class Target(NamedTuple):
     potential: Callable[[Float[Array, "..."]], Float[Array, ""]]
     unit: Float[Array, "..."] | float = 1.0
     max_score: float | None = None
+    score: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None
 
     def __call__(self, y: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, "..."]]:
         """The potential at y and its gradient, never cut."""
+        if self.score is not None:
+            return jnp.zeros((), y.dtype), -for_compiled_loops(self.score)(y)
         return jax.value_and_grad(for_compiled_loops(self.potential))(y)
 
     def force(self, gradient: Float[Array, "..."]) -> Float[Array, "..."]:

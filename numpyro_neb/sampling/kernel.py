@@ -20,7 +20,7 @@ from numpyro_neb._internal.checks import (
     require,
 )
 from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
-from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily, check_energy
+from numpyro_neb.energies.base import AbstractEnergyFamily, AbstractScoreField, check_energy
 from numpyro_neb.integrators.base import AbstractIntegrator, check_integrator
 from numpyro_neb.integrators.exchange import check_resumable
 from numpyro_neb.integrators.underdamped import BAOAB, GHMC
@@ -104,8 +104,8 @@ class WalkJumpKernel(ResumableKernel):
     negligible.
 
     Args:
-        energy: The energy phi; give either this or `model`. With several levels, a
-            `ConditionalEnergy`, a `MixtureEnergy` or anything else with `.at(sigma)`.
+        energy: The energy phi, or a `ScoreField`; give either this or `model`. With several levels,
+            a `ConditionalEnergy`, a `MixtureEnergy` or anything else with `.at(sigma)`.
         model: A NumPyro model; give either this or `energy`.
         integrator: The step of the walk. The default is `BAOAB()` (step sigma, friction 0.2/sigma),
             which needs no tuning on a smoothed density, for an energy and for a model whose latent
@@ -197,7 +197,8 @@ class WalkJumpKernel(ResumableKernel):
         require(one, "one of energy and model must be given, and not both")
         self._check_levels()
         if self.model is None and self.levels is None:
-            check_energy(self.energy, hint="; a NumPyro model goes to WalkJumpKernel(model=...)")
+            hint = "; a NumPyro model goes to WalkJumpKernel(model=...)"
+            check_energy(self.energy, score=True, hint=hint)
         elif self.model is not None:
             check_type("model", self.model, Callable, "callable")
         check_type("init_strategy", self.init_strategy, Callable, "callable")
@@ -211,6 +212,7 @@ class WalkJumpKernel(ResumableKernel):
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()
         self._check_frozen()
+        self._check_score()
 
     def __str__(self) -> str:
         return "\n  ".join(self._lines())
@@ -246,7 +248,7 @@ class WalkJumpKernel(ResumableKernel):
         return spread_levels(low, high, self.num_levels)
 
     @property
-    def lowest(self) -> AbstractEnergy:
+    def lowest(self) -> AbstractScoreField:
         """The energy of the draws: at the lowest of several levels."""
         levels = self.levels
         return (
@@ -268,6 +270,8 @@ class WalkJumpKernel(ResumableKernel):
         biased = chooses or not is_metropolis(self.integrator)
         tuned = self.model is not None if self.adapt_step_size is None else self.adapt_step_size
         names = {"acceptance_rate": metropolis, "stein_ratio": biased and tuned}
+        if not getattr(self.energy, "has_value", True):
+            fields = ("draw", "diverging", "step_size")
         names |= dict.fromkeys(("exchange_rate", "round_trips"), self.levels is not None)
         return (*fields, *(name for name, recorded in names.items() if recorded))
 
@@ -422,6 +426,18 @@ class WalkJumpKernel(ResumableKernel):
             "target_accept_prob must be None for an integrator without a Metropolis test:"
             " its step is tuned to max_bias",
         )
+
+    def _check_score(self):
+        """Refuses what needs phi(y) where only a score is given."""
+        if getattr(self.energy, "has_value", True):
+            return
+        what = f"a {kind(self.energy)}, which has no phi(y)"
+        bare = not is_metropolis(self.integrator)
+        need = f"integrator must have no Metropolis test on {what}: BAOAB, ABOBA, ULA or"
+        require(bare, f"{need} Microcanonical, got {self.integrator}", TypeError)
+        tuned = self.adapt_step_size or self.adapt_mass_matrix
+        errors = "steps are tuned by their energy error"
+        require(not tuned, f"adapt_step_size must be False on {what}: {errors}", TypeError)
 
     def _check_frozen(self):
         if self.frozen is None:

@@ -31,7 +31,7 @@ from numpyro_neb._internal.checks import (
     rounded,
 )
 from numpyro_neb._internal.convolutions import for_compiled_loops
-from numpyro_neb.energies.base import AbstractEnergy, initial_position
+from numpyro_neb.energies.base import AbstractScoreField, initial_position
 from numpyro_neb.models.smoothed_density import SmoothedDensity
 
 
@@ -49,6 +49,16 @@ class AbstractDensity(eqx.Module):
     @abc.abstractmethod
     def potential(self, position: Float[Array, "..."]) -> Float[Array, ""]:
         """Minus the log density, up to a constant."""
+
+    @property
+    def has_value(self) -> bool:
+        """Whether the potential's value is known, and not only its gradient."""
+        return True
+
+    @property
+    def score(self) -> Callable[[Float[Array, "..."]], Float[Array, "..."]] | None:
+        """What to walk on in place of the potential, if not None: minus its gradient."""
+        return None
 
     @abc.abstractmethod
     def unit(self) -> Float[Array, "..."]:
@@ -103,11 +113,11 @@ class EnergyDensity(AbstractDensity):
     """exp(-phi(y)) on the coordinates that are not frozen.
 
     Attributes:
-        energy: The energy phi.
+        energy: The energy phi, or a score field.
         frozen: True for each coordinate of y that keeps its first value; None for none.
     """
 
-    energy: AbstractEnergy
+    energy: AbstractScoreField
     frozen: Array | None = None
 
     @property
@@ -117,7 +127,19 @@ class EnergyDensity(AbstractDensity):
 
     def potential(self, position: Float[Array, "*event"]) -> Float[Array, ""]:
         """phi(y)."""
-        return self.energy(position)
+        energy: Any = self.energy if self.has_value else getattr(self.energy, "source", None)
+        return energy(position)
+
+    @property
+    def has_value(self) -> bool:
+        """That of the energy."""
+        return self.energy.has_value
+
+    @property
+    def score(self) -> Callable[[Float[Array, "*event"]], Float[Array, "*event"]] | None:
+        """That of a field without a value, and without an energy behind it."""
+        source = self.energy if self.has_value else getattr(self.energy, "source", None)
+        return self.energy.score if source is None else None
 
     def unit(self) -> Float[Array, "..."]:
         """sigma, and zero on frozen coordinates."""

@@ -46,7 +46,8 @@ class WalkJumpState(NamedTuple):
         draw: {"y": the walk, "x": the jump y - sigma^2 grad phi(y)}; for a model, its sites.
         walk: The integrator's state; with `sigmas`, that of each level, the levels in front.
         unit: The unit of length of each coordinate, sigma / sqrt(inverse_temperature).
-        lp: The log density of the walk's law up to a constant, -inverse_temperature * phi(y).
+        lp: The log density of the walk's law up to a constant, -inverse_temperature * phi(y); NaN
+            for a `ScoreField`, and so is `energy`.
         energy: The Hamiltonian -lp + norm(v)^2 / 2; -lp for an overdamped walk.
         acceptance_rate: The mean acceptance probability of the draw's steps; () without a
             Metropolis test.
@@ -151,12 +152,13 @@ class Walker(eqx.Module):
     def state(self, integrator, target, walked, unit, rate, adaptation, rng_key):
         """The state of a walk; the caller sets its count of divergences."""
         seen = integrator.observe(target, walked)
+        hidden = (lambda a: a) if self.density.has_value else (lambda a: a * jnp.nan)
         return WalkJumpState(
             draw=self.density.record(seen.position, seen.gradient / self.inverse_temperature),
             walk=walked,
             unit=unit,
-            lp=-seen.potential,
-            energy=seen.energy,
+            lp=hidden(-seen.potential),
+            energy=hidden(seen.energy),
             acceptance_rate=rate if is_metropolis(integrator) else (),
             step_size=jnp.asarray(integrator.step_size * self.density.reference(unit)),
             stein_ratio=self._stein_ratio(seen, unit, adaptation),
@@ -197,7 +199,14 @@ class Walker(eqx.Module):
             unit = unit * adaptation.scale(position.shape)
         potential = self.density.potential
         tempered = potential if beta == 1 else lambda y: beta * potential(y)
-        return integrator, Target(tempered, unit, self.max_score)
+        score = self.density.score
+        if score is not None:
+            score = functools.partial(_tempered, beta, score)
+        return integrator, Target(tempered, unit, self.max_score, score)
+
+
+def _tempered(beta, score, y):
+    return score(y) if beta == 1 else beta * score(y)
 
 
 def is_metropolis(integrator):

@@ -32,21 +32,22 @@ EVENTS = [
     Wrong("y: None", {"y": None}, TypeError, "y must hold floats, got None"),
 ]
 LOCS = np.asarray(MIXTURE.locs)
+FIELD = neb.ScoreField(lambda y: y / 2, 0.5, (2,))
 LARGE = np.inf if jax.config.jax_enable_x64 else 1e300
 
 
-def buffers(shape):
+def buffers(shape, name="network"):
     """Networks, event shapes, loc and scale; a right network returns `shape`."""
     networks = {
-        "another shape": (lambda y, *t: jnp.zeros(5), r"network must return .* got \(5,\)"),
-        "no array": (lambda y, *t: "five", "network must return an array of shape .* got str"),
-        "ints": (lambda y, *t: jnp.zeros(shape, int), "network must return floats, got int"),
-        "another event": (lambda y, *t: y.reshape(3), r"network must take one .*\(2,\); it"),
+        "another shape": (lambda y, *t: jnp.zeros(5), r" must return .* got \(5,\)"),
+        "no array": (lambda y, *t: "five", " must return an array of shape .* got str"),
+        "ints": (lambda y, *t: jnp.zeros(shape, int), " must return floats, got int"),
+        "another event": (lambda y, *t: y.reshape(3), r" must take one .*\(2,\); it"),
     }
     return [
-        *wrong_functions("network"),
+        *wrong_functions(name),
         *(
-            Wrong(f"network: {what}", {"network": network}, ValueError, message)
+            Wrong(f"{name}: {what}", {name: network}, ValueError, name + message)
             for what, (network, message) in networks.items()
         ),
         *wrong_shapes(2, None, (0,), (-2,), (2.0,), (True,), "2", ((2,),)),
@@ -80,6 +81,16 @@ ROWS = (
                 r"energy must take one array .*\(2,\); it ra",
             ),
         ],
+    ),
+    Rows(neb.energies.AbstractScoreField, {}, [Wrong("itself", {}, TypeError, "abstract")]),
+    Rows(
+        neb.ScoreField,
+        {"denoiser": lambda y: y / 2, "sigma": 0.5, "event_shape": (2,)},
+        [*buffers((2,), "denoiser"), *wrong_numbers("sigma")],
+    ),
+    *(
+        Rows(getattr(neb.ScoreField, name), {"self": FIELD}, EVENTS)
+        for name in ("score", "denoise", "posterior")
     ),
     Rows(neb.AbstractEnergy.score, {"self": OWN}, EVENTS),
     Rows(neb.AbstractEnergy.denoise, {"self": OWN}, EVENTS),
