@@ -35,6 +35,7 @@ from numpyro_neb.files import load, save
 from numpyro_neb.geometry import critical_sigma, overlap_regimes, sphere_overlaps
 from numpyro_neb.memories import Memories, recall
 from numpyro_neb.models import SmoothedDensity, learned_prior
+from numpyro_neb.priors import prior_from_draws
 from numpyro_neb.sampling import WalkJumpKernel
 from numpyro_neb.streaming import stream
 from numpyro_neb.tables import Standardizer
@@ -88,6 +89,7 @@ __all__ = [
     "posterior_distribution",
     "posterior_mean",
     "posterior_std",
+    "prior_from_draws",
     "recall",
     "save",
     "sphere_overlaps",

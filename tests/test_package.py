@@ -26,6 +26,15 @@ ARROWS = {
     "memories": {"_internal", "empirical_bayes", "energies"},
     "sampling": {"_internal", "energies", "integrators", "models"},
     "evaluation": {"_internal", "empirical_bayes", "energies", "integrators"},
+    "priors": {
+        "_internal",
+        "energies",
+        "evaluation",
+        "geometry",
+        "models",
+        "networks",
+        "training",
+    },
     "diagnostics": {"_internal", "sampling"},
     "streaming": {"_internal", "diagnostics", "files", "sampling", "training"},
     "plots": {

@@ -21,7 +21,7 @@ FOLDERS = (
     "streaming",
     "training",
 )
-FILES = ("diagnostics", "geometry", "memories", "tables")
+FILES = ("diagnostics", "geometry", "memories", "priors", "tables")
 TABLES = [
     *(f"tests.{room}.test_wrong_arguments" for room in FOLDERS),
     *(f"tests.test_wrong_arguments_{room}" for room in FILES),
@@ -44,6 +44,7 @@ REASONS = {
         "memories.FoundMemories",
         "memories.Memories",
         "models.LogNormalizer",
+        "priors.PriorFromDraws",
         "networks.LinenNetwork",
         "networks.NNXNetwork",
         "posteriors.LinearisedPosterior",
