@@ -1,7 +1,6 @@
 """An energy phi(y): the smoothed signal has a density f(y) proportional to exp(-phi(y))."""
 
 import abc
-from math import prod
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -26,7 +25,14 @@ from numpyro_neb._internal.events import as_event, too_coarse
 from numpyro_neb._internal.final import AbstractOrFinal
 from numpyro_neb._internal.named_functions import Picklable
 from numpyro_neb.posteriors.base import AbstractPosterior
-from numpyro_neb.posteriors.levels import NUM_LEVELS, NUM_STEPS, LevelsPosterior, down, geometric
+from numpyro_neb.posteriors.levels import (
+    NUM_LEVELS,
+    NUM_STEPS,
+    LevelsPosterior,
+    down,
+    drawn,
+    geometric,
+)
 from numpyro_neb.posteriors.linearised import LinearisedPosterior
 from numpyro_neb.posteriors.spreads import AbstractSpread, Full
 
@@ -249,7 +255,7 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
         """
         steps = {"num_levels": num_levels, "num_steps": num_steps}
         draw = eqx.Partial(_one_of_x, covariance, tuple(steps.items()))
-        return _drawn(draw, self, check_key(key), shape)
+        return drawn(draw, self, check_key(key), shape)
 
 
 def draws_at(
@@ -266,7 +272,7 @@ def draws_at(
     Returns:
         An array of shape (*shape, *event_shape).
     """
-    return _drawn(_one_at, (family, sigma), check_key(key), shape)
+    return drawn(_one_at, (family, sigma), check_key(key), shape)
 
 
 def _one_at(operands, key):
@@ -288,12 +294,6 @@ def _noise(family, key):
     key_start, key_down = jax.random.split(key)
     highest = family.unchecked_at(family.levels(jnp.ones((), family.loc.dtype)))
     return initial_position(highest, key_start), highest.sigma, key_down
-
-
-@eqx.filter_jit
-def _drawn(draw, operands, key, shape):
-    x = jax.vmap(lambda key: draw(operands, key))(jax.random.split(key, prod(shape)))
-    return x.reshape(*shape, *x.shape[1:])
 
 
 class NonTrainable(eqx.Module):

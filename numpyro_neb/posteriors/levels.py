@@ -112,9 +112,9 @@ class LevelsPosterior(AbstractPosterior):
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws of X, of shape (*shape, *event_shape)."""
-        keys = jax.random.split(check_key(key), prod(shape))
-        x = jax.vmap(self._draw)(keys)
-        return x.reshape(*shape, *self.event_shape)
+        # Without the moments, which are another program for each y, draws are compiled once.
+        without = eqx.tree_at(lambda law: law.moments, self, None)
+        return drawn(LevelsPosterior._draw, without, check_key(key), shape)
 
     def _draw(self, key):
         key_down, key_last = jax.random.split(key)
@@ -137,6 +137,15 @@ class LevelsPosterior(AbstractPosterior):
     def log_prob(self, x: Float[Array, "*event"]) -> Float[Array, ""]:
         """Raises a NotImplementedError."""
         raise NotImplementedError(_DRAWS)
+
+
+@eqx.filter_jit
+def drawn(
+    draw: Callable, operands: Any, key: PRNGKeyArray, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """A batch of draw(operands, key), of shape (*shape, *event_shape), compiled once."""
+    x = jax.vmap(lambda key: draw(operands, key))(jax.random.split(key, prod(shape)))
+    return x.reshape(*shape, *x.shape[1:])
 
 
 _DRAWS = "the law of X given y over many noise levels is known by draws alone: use sample"

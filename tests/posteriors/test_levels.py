@@ -65,6 +65,22 @@ def test_a_mixture_in_space():
     assert np.all(np.abs(np.cov(x.T) - covariance) < slack)
 
 
+def test_draws_at_another_observation_compile_nothing():
+    traced = []
+
+    def at(sigma):
+        traced.append(sigma)
+        return LINE.at(sigma)
+
+    law = lambda y: LevelsPosterior(at, 1.5, 0.05, jnp.asarray(y), num_levels=2)  # noqa: E731
+    law(0.3).sample(KEY, (3,))
+    before = len(traced)
+    posterior = law(1.0)  # which has moments of its own, at sigma
+    constructed = len(traced)
+    posterior.sample(KEY, (3,))
+    assert (len(traced) - constructed, constructed - before) == (0, 1)
+
+
 def test_accumulated_measurements_are_the_same_chain():
     """At sigma / sqrt(m): with m = 1, ..., 25 the last level is a fifth of sigma."""
     y, sigma, number = jnp.asarray(0.3), 1.5, 4000
