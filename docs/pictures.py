@@ -33,7 +33,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # Which of its pictures a tutorial is known by.
 THUMBNAILS = {
     "01_quickstart": 2, "02_learned_prior": 0, "03_empirical_bayes": 1, "04_memories": 5,
-    "05_gibbs": 0,
+    "05_gibbs": 0, "06_levels": 0,
 }  # fmt: skip
 
 

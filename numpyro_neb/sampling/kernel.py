@@ -105,7 +105,7 @@ class WalkJumpKernel(ResumableKernel):
 
     Args:
         energy: The energy phi, or a `ScoreField`; give either this or `model`. With several levels,
-            a `ConditionalEnergy`, a `MixtureEnergy` or anything else with `.at(sigma)`.
+            a `ConditionalEnergy`, a `MixtureEnergy` or anything else with a method `at`.
         model: A NumPyro model; give either this or `energy`.
         integrator: The step of the walk. The default is `BAOAB()` (step sigma, friction 0.2/sigma),
             which needs no tuning on a smoothed density, for an energy and for a model whose latent
@@ -141,7 +141,7 @@ class WalkJumpKernel(ResumableKernel):
 
     Raises:
         TypeError: If `energy` is not an `AbstractEnergy` (the message says how to wrap it) or has
-            no `.at` for several levels, `model` is not callable, or `integrator` is not an
+            no method `at` for several levels, `model` is not callable, or `integrator` is not an
             integrator.
         ValueError: If both or neither of energy and model are given, a number is out of range,
             frozen does not have the event shape, or init_params does not have the shape above or is
