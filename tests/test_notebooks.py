@@ -7,7 +7,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 # Long ones that use little that differs between the Pythons.
-LONG = ("02_learned_prior", "04_memories")
+LONG = ("02_learned_prior", "04_memories", "06_levels")
 
 
 @pytest.mark.slow
