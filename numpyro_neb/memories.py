@@ -60,7 +60,8 @@ class Memories(NamedTuple):
         if not np.any(np.isfinite(self.curvatures)):
             return first
         lines = {"energies": self.energies, "smallest curvatures": self.curvatures}
-        ends = {name: (np.nanmin(a), np.nanmax(a)) for name, a in lines.items()}
+        known = {name: a for name, a in lines.items() if np.any(np.isfinite(a))}
+        ends = {name: (np.nanmin(a), np.nanmax(a)) for name, a in known.items()}
         second = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in ends.items())
         steps, times = np.asarray(self.num_steps), np.asarray(self.times)
         third = f"steps: median {np.median(steps):.0f}, at most {steps.max():,}"

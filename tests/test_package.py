@@ -16,7 +16,7 @@ ARROWS = {
     "posteriors": {"_internal", "integrators"},
     "geometry": {"_internal"},
     "tables": {"_internal"},
-    "energies": {"_internal", "posteriors"},
+    "energies": {"_internal", "integrators", "posteriors"},
     "integrators": {"_internal"},
     "networks": {"_internal", "energies"},
     "models": {"_internal", "energies", "integrators", "posteriors"},

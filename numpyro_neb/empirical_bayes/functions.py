@@ -161,7 +161,8 @@ def posterior_covariance(
         return _products(energy, flat, v.reshape(flat.shape)).reshape(y.shape)
 
     shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
-    return lx.FunctionLinearOperator(product, shape, lx.symmetric_tag)
+    tags = lx.symmetric_tag if energy.has_value else ()
+    return lx.FunctionLinearOperator(product, shape, tags)
 
 
 def posterior_distribution(energy: AbstractScoreField, y: Observations) -> PosteriorDistribution:

@@ -24,6 +24,8 @@ from numpyro_neb._internal.checks import (
 from numpyro_neb._internal.events import as_event, too_coarse
 from numpyro_neb._internal.final import AbstractOrFinal
 from numpyro_neb._internal.named_functions import Picklable
+from numpyro_neb.integrators.base import Target, walk
+from numpyro_neb.integrators.underdamped import GHMC
 from numpyro_neb.posteriors.base import AbstractPosterior
 from numpyro_neb.posteriors.levels import (
     NUM_LEVELS,
@@ -156,7 +158,7 @@ class AbstractEnergy(AbstractScoreField):
         raise NotImplementedError(f"{type(self).__name__} has no exact sampler: run a walk instead")
 
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The noise level for each u in [0, 1): always sigma."""
+        """The noise level for each u in [0, 1]: always sigma."""
         return jnp.full_like(u, self.sigma)
 
     def unchecked_at(self, sigma: Float[Array, ""]) -> "AbstractEnergy":
@@ -183,6 +185,11 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
     buffers: ClassVar[tuple[str, ...]] = ("loc", "scale")
     one_level: ClassVar[bool] = False
 
+    @property
+    def has_constants(self) -> bool:
+        """Whether phi can be -log f itself, with a constant for each level."""
+        return True
+
     def __str__(self) -> str:
         levels = self.levels(jnp.asarray([0.0, 1.0]))
         return _described(self, f"noise levels, sigma = {_range(levels)}")
@@ -197,7 +204,7 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
 
     @abc.abstractmethod
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The noise level for each u in [0, 1), spread evenly over the range."""
+        """The noise level for each u in [0, 1], rising, spread evenly over the range."""
 
     def posterior(
         self,
@@ -239,9 +246,10 @@ class AbstractEnergyFamily(Picklable, AbstractOrFinal):
     ) -> Float[Array, "..."]:
         """Independent draws of X, from noise down the levels: nothing has to mix.
 
-        Y at the largest sigma is drawn from N(loc, scale^2 + sigma^2), and X given it by
-        `posterior`. The first is right if sigma is several times the spread of X in every
-        direction. The draws are of X, not jumps: they have all of its variance.
+        Y at the largest sigma is drawn by 96 steps of `GHMC` from N(loc, scale^2 + sigma^2), and X
+        given it by `posterior`. The first is right if that sigma is so large that one walk visits
+        all of it: twice the spread of X is enough. The draws are of X, not jumps: they have all of
+        its variance.
 
         Args:
             key: A JAX random key.
@@ -290,10 +298,16 @@ def _one_of_x(covariance, steps, family, key):
 
 
 def _noise(family, key):
-    """Y at the largest level, that level, and a key for the rest."""
-    key_start, key_down = jax.random.split(key)
+    """Y at the largest level, that level, and a key for the rest.
+
+    A walk makes what N(loc, scale^2 + sigma^2) is not, if sigma is not much larger than scale.
+    """
+    key_start, key_init, key_walk, key_down = jax.random.split(key, 4)
     highest = family.unchecked_at(family.levels(jnp.ones((), family.loc.dtype)))
-    return initial_position(highest, key_start), highest.sigma, key_down
+    integrator, target = GHMC(), Target(highest, highest.sigma)
+    state = integrator.init(target, initial_position(highest, key_start), key_init)
+    y = walk(integrator, target, state, key_walk, NUM_LEVELS * NUM_STEPS)[0].position
+    return y, highest.sigma, key_down
 
 
 class NonTrainable(eqx.Module):

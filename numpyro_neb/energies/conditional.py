@@ -160,6 +160,11 @@ class ConditionalEnergy(AbstractEnergyFamily):
         """Whether it has the form above, not that of release 0.1."""
         return self.skip is not None
 
+    @property
+    def has_constants(self) -> bool:
+        """That of the form: phi of release 0.1 is a square, without a constant."""
+        return self.preconditioned
+
     def at(self, sigma: ArrayLike) -> AbstractEnergy:
         """The energy at one noise level.
 
@@ -188,8 +193,9 @@ class ConditionalEnergy(AbstractEnergyFamily):
         return ResidualEnergy(network, sigma, self.event_shape, self.loc, self.scale)
 
     def levels(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The noise level for each u in [0, 1), log-uniform over `sigma_range`."""
-        low, high = np.log(self.sigma_range)
+        """The noise level for each u in [0, 1], log-uniform over `sigma_range`."""
+        # Python's floats, which keep u's precision.
+        low, high = map(float, np.log(self.sigma_range))
         return jnp.exp(low + (high - low) * u)
 
     def _time(self, sigma):

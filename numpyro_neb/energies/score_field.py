@@ -12,6 +12,7 @@ from numpyro_neb._internal.checks import Numbers, check_network, check_type
 from numpyro_neb._internal.configurations import MODULE, SHAPE, Values, configured
 from numpyro_neb._internal.events import as_event
 from numpyro_neb.energies.base import AbstractEnergy, AbstractScoreField, checked_buffers
+from numpyro_neb.energies.mixture import MixtureEnergy
 
 
 @configured(
@@ -31,7 +32,8 @@ class ScoreField(AbstractScoreField):
 
     A denoiser in PyTorch is called by `jax.pure_callback`, as the page *Your own denoiser* shows.
     It has no derivative there, which the posterior's covariance needs and a walk does not. If
-    `denoiser` is an energy's own method `denoise`, the score is that energy's, to the last bit.
+    `denoiser` is an energy's own method `denoise`, for the same sigma, the score is that energy's,
+    to the last bit; make another field for another sigma.
 
     Args:
         denoiser: Maps an array of shape `event_shape` to one of the same shape: an Equinox or Flax
@@ -84,7 +86,8 @@ class ScoreField(AbstractScoreField):
         )
         method: Any = denoiser
         energy: Any = getattr(method, "__self__", None)
-        own = isinstance(energy, AbstractEnergy) and method.__func__ is type(energy).denoise
+        plain = AbstractScoreField.denoise, MixtureEnergy.denoise
+        own = isinstance(energy, AbstractEnergy) and method.__func__ in plain
         known = own and not isinstance(energy.sigma, Tracer) and not isinstance(self.sigma, Tracer)
         self.of_energy = bool(known and energy.sigma == self.sigma)
 

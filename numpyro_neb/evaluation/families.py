@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from numpyro_neb._internal.checks import check_key
+from numpyro_neb._internal.checks import check_key, check_reals, require
 from numpyro_neb.energies.base import AbstractEnergyFamily
 from numpyro_neb.evaluation.verdicts import Evaluation
 
@@ -69,9 +70,13 @@ def at_levels(
         rest: Its other arguments.
     """
     check_key(key)
+    chosen: Any = sigmas
     if sigmas is None:
-        sigmas = family.levels((jnp.arange(_NUMBER) + 0.5) / _NUMBER).tolist()
-    energies = [family.at(sigma) for sigma in sorted(sigmas)]
+        chosen = family.levels((jnp.arange(_NUMBER) + 0.5) / _NUMBER)
+    levels = np.atleast_1d(check_reals("sigmas", chosen))
+    some = levels.ndim == 1 and levels.size > 0
+    require(some, f"sigmas must be one or more noise levels, got {sigmas}")
+    energies = [family.at(sigma) for sigma in sorted(levels.tolist())]
     keys = jax.random.split(key, len(energies))
     settings = dict(zip(_REST, rest, strict=True))
     pairs = zip(energies, keys, strict=True)

@@ -103,11 +103,13 @@ class AbstractIntegrator(eqx.Module):
             to; None for one without a Metropolis test.
         gradients_to_place: The gradients that it takes to put a walk at another position, by
             `observe`, the target and `resumed`.
+        least_coordinates: The number of coordinates that have to move.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, ""]]
     target_accept_prob: ClassVar[float | None] = None
     gradients_to_place: ClassVar[int] = 1
+    least_coordinates: ClassVar[int] = 1
 
     @abc.abstractmethod
     def init(self, target: Target, position: Float[Array, "..."], key: PRNGKeyArray) -> WalkState:

@@ -55,7 +55,7 @@ def exchange(
     so that constants cancel, and the product of the laws exp(-phi_l) stays as it is whatever the
     energies. Pairs (0, 1), (2, 3), ... try in even rounds and (1, 2), (3, 4), ... in odd ones,
     which takes a walk from level to level faster than pairs at random. Velocities go along: their
-    law is the same at each level.
+    law is the same at each level, up to the bias of an unadjusted walk.
 
     Args:
         key: A JAX random key.

@@ -55,6 +55,7 @@ class Microcanonical(AbstractIntegrator):
 
     step_size: float | Float[Array, ""] = 1.0
     friction: float | Float[Array, ""] = 0.2
+    least_coordinates: ClassVar[int] = 2
 
     def __check_init__(self):
         _check(self)
@@ -108,6 +109,7 @@ class MAMS(AbstractIntegrator):
     step_size: float | Float[Array, ""] = 0.5
     friction: float | Float[Array, ""] = 0.2
     target_accept_prob: ClassVar[float | None] = 0.9
+    least_coordinates: ClassVar[int] = 2
 
     def __check_init__(self):
         _check(self)

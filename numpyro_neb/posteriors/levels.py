@@ -7,10 +7,11 @@ from typing import Any, ClassVar, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_neb._internal.checks import check_count, check_key
+from numpyro_neb._internal.checks import check_count, check_key, check_positive, require
 from numpyro_neb._internal.convolutions import for_compiled_loops
 from numpyro_neb.integrators.base import Target, walk
 from numpyro_neb.integrators.underdamped import GHMC
@@ -55,7 +56,8 @@ class LevelsPosterior(AbstractPosterior):
         num_steps: Steps of `GHMC` at each level, one gradient each; 0 for none.
 
     Raises:
-        ValueError: If a count is not an int of at least 1, or 0 for num_steps.
+        ValueError: If a level is not positive, `lowest` is above `sigma`, or a count is not an int
+            of at least 1, or 0 for num_steps.
 
     Reference:
         Saremi, Park and Bach, Chain of log-concave Markov chains, ICLR 2024; Ho, Jain and Abbeel,
@@ -95,6 +97,9 @@ class LevelsPosterior(AbstractPosterior):
         num_steps: int = NUM_STEPS,
     ):
         self.at, self.y, self.event_shape = at, y, y.shape
+        level, low = check_positive("sigma", sigma), check_positive("lowest", lowest)
+        if not isinstance(level, Tracer) and not isinstance(low, Tracer):
+            require(low <= level, f"lowest must be at most sigma, {level:g}, got {low:g}")
         self.sigma, self.lowest = jnp.asarray(sigma, y.dtype), jnp.asarray(lowest, y.dtype)
         self.covariance_of_last = covariance
         self.num_levels = check_count("num_levels", num_levels)
@@ -184,20 +189,22 @@ def down(
         key_first, key_init, key_walk = jax.random.split(key, 3)
         # The difference of squares without cancellation.
         between = (high - low) * (high + low)
+        same, between = between <= 0, jnp.where(between > 0, between, 1)
         unit = low * jnp.sqrt(between) / high
         gradient = jax.grad(for_compiled_loops(at(high)))(above)
         noise = jax.random.normal(key_first, y.shape, y.dtype)
         # Between unit, the sd if X is a point, and sqrt(between), if X is wide.
         first = above - between * gradient + jnp.sqrt(between * low / high) * noise
         if num_steps == 0:
-            return first, None
+            return jnp.where(same, above, first), None
 
         def potential(below):
             return at(low)(below) + jnp.sum((below - above) ** 2) / (2 * between)
 
         target = Target(potential, unit)
         state = integrator.init(target, first, key_init)
-        return walk(integrator, target, state, key_walk, num_steps)[0].position, None
+        below = walk(integrator, target, state, key_walk, num_steps)[0].position
+        return jnp.where(same, above, below), None
 
     keys = jax.random.split(key, len(levels) - 1)
     return jax.lax.scan(step, y, (levels[:-1], levels[1:], keys))[0]

@@ -27,7 +27,9 @@ from numpyro_neb.integrators.underdamped import BAOAB, GHMC
 from numpyro_neb.sampling.ladder import (
     Ladder,
     at_level,
+    check_at,
     check_levels,
+    check_rounds,
     largest_spread,
     rising_levels,
     spread_levels,
@@ -399,10 +401,12 @@ class WalkJumpKernel(ResumableKernel):
         else:
             require(self.num_levels is not None, f"num_levels must be given with {given[0]}")
             settings["num_levels"] = check_count("num_levels", self.num_levels, 2)
+            check_at(self.energy)
             lowest = getattr(self.energy, "sigma", None) if self.sigma is None else self.sigma
             require(lowest is not None, "sigma must be given: the lowest noise level")
             settings["sigma"] = check_positive("sigma", lowest)
-            top = largest_spread(self.energy) if self.max_sigma is None else self.max_sigma
+            top = self.max_sigma
+            top = largest_spread(self.energy, settings["sigma"]) if top is None else top
             settings["max_sigma"] = top = check_positive("max_sigma", top)
             what = f"max_sigma must be above sigma, {settings['sigma']:g}, got {top:g}"
             require(top > settings["sigma"], what)
@@ -410,6 +414,7 @@ class WalkJumpKernel(ResumableKernel):
             object.__setattr__(self, name, value)
         levels: Any = self.levels
         check_levels(self.energy, levels)
+        check_rounds(self.num_steps, GHMC() if self.integrator is None else self.integrator)
 
     def _check_numbers(self):
         shares = ("max_bias", "target_accept_prob")
@@ -449,3 +454,8 @@ class WalkJumpKernel(ResumableKernel):
         fits = mask.shape == shape and np.issubdtype(mask.dtype, np.bool_)
         wanted = f"a boolean array of the event shape {shape}"
         require(fits, f"frozen must be {wanted}, got {kind(mask)}")
+        integrator: Any = self.integrator
+        least, name = integrator.least_coordinates, type(integrator).__name__
+        moving = int(np.sum(~mask))
+        some = moving >= least or moving == 0
+        require(some, f"frozen must leave {least} coordinates to move for {name}, got {moving}")

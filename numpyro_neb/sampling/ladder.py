@@ -1,6 +1,7 @@
 """Replica exchange: one chain that walks on several noise levels at once."""
 
 import dataclasses
+import warnings
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpyro.util import find_stack_level
 
 from numpyro_neb._internal.checks import Numbers, check_reals, kind, require
 from numpyro_neb.energies.base import AbstractEnergy, AbstractEnergyFamily
@@ -75,6 +77,13 @@ class Ladder(eqx.Module):
         rate = zeros_of(walked.potential)
         every, blocks = self._schedule()
         rounds = self.walker.num_warmup // every * blocks
+        if self.evened and 0 < rounds < _FIRST_ROUNDS:
+            need = -(-_FIRST_ROUNDS // blocks) * every
+            warnings.warn(
+                f"num_warmup = {self.walker.num_warmup} is too few to set the noise levels, which"
+                f" stay evenly spread: it takes {need} draws of {self.walker.num_steps} steps",
+                stacklevel=find_stack_level(),
+            )
         levels = Levels(
             sigma=self.sigmas,
             exchange_rate=rate[1:],
@@ -182,11 +191,14 @@ class Ladder(eqx.Module):
         def set_levels(carry):
             walked, levels = carry
             # A pair that never rejects is left some room.
-            steps = jnp.concatenate([jnp.zeros(1), levels.rejections + 0.01])
+            zero = jnp.zeros_like(levels.rejections[:1])
+            steps = jnp.concatenate([zero, levels.rejections + 0.01])
             barrier = jnp.cumsum(steps.astype(levels.sigma.dtype))
             wanted = jnp.linspace(0, barrier[-1], len(barrier), dtype=barrier.dtype)
             evened = jnp.exp(jnp.interp(wanted, barrier, jnp.log(levels.sigma)))
-            sigma = levels.sigma.at[1:-1].set(to_few_bits(evened[1:-1]))
+            between = to_few_bits(evened[1:-1])
+            between = jnp.clip(between, levels.sigma[0], levels.sigma[-1])
+            sigma = levels.sigma.at[1:-1].set(between)
             seen = self._over(_observed, levels.sigma, walked, adaptation)
             seen = self._over(_evaluated, sigma, seen, adaptation)
             walked = self._over(_resumed, sigma, seen, adaptation)
@@ -202,7 +214,7 @@ class Ladder(eqx.Module):
         num_steps, between = self.walker.num_steps, num_between(self.walker.integrator)
         if num_steps < between:
             return -(-between // num_steps), 1
-        return 1, max(n for n in range(1, num_steps // between + 1) if num_steps % n == 0)
+        return 1, _blocks(num_steps, between)
 
     def _over(self, fn, sigma, *operands):
         """fn(walker, *operands) at each level."""
@@ -281,29 +293,55 @@ def rising_levels(sigmas: Numbers) -> tuple[float, ...]:
     return tuple(map(float, array))
 
 
-def largest_spread(energy: Any) -> float:
+def largest_spread(energy: Any, sigma: float) -> float:
     """The norm of the standard deviations, or the largest of a family's levels if that is less.
 
     No direction has a larger standard deviation: two modes of equal weights overlap there.
+
+    Args:
+        energy: What has the energies.
+        sigma: The lowest level.
     """
-    shape = jnp.shape(energy.scale) or energy.event_shape
-    top = float(np.linalg.norm(np.broadcast_to(np.asarray(energy.scale, float), shape)))
+    lowest = energy.at(sigma)
+    shape = jnp.shape(lowest.scale) or lowest.event_shape
+    top = float(np.linalg.norm(np.broadcast_to(np.asarray(lowest.scale, float), shape)))
     if not isinstance(energy, AbstractEnergyFamily):
         return top
     with jax.ensure_compile_time_eval():
         return min(top, float(energy.levels(jnp.asarray(1.0))))
 
 
-def check_levels(energy: Any, sigmas: tuple[float, ...]) -> None:
-    """Checks that an energy exists at each of some levels, of one event shape.
-
-    Raises:
-        TypeError: If `energy` has no method `at` that gives an energy.
-        ValueError: If a level is out of its range.
-    """
+def check_at(energy: Any) -> None:
+    """Raises a TypeError if `energy` has no method `at`."""
     wanted = "energy must have .at(sigma) to walk on several noise levels, as ConditionalEnergy"
     known = callable(getattr(energy, "at", None)) and not isinstance(energy, type)
     require(known, f"{wanted} and MixtureEnergy have, got {kind(energy)}", TypeError)
+
+
+def check_rounds(num_steps: int, integrator: AbstractIntegrator) -> None:
+    """Raises a ValueError if num_steps can't be parted into blocks of nearly the wanted length."""
+    between = num_between(integrator)
+    most = num_steps // max(1, _blocks(num_steps, between))
+    require(
+        most <= 2 * between,
+        f"num_steps must be a multiple of {between} for several levels, or nearly, got"
+        f" {num_steps}: walks would be exchanged every {most} steps only",
+    )
+
+
+def _blocks(num_steps, between):
+    """The number of equal blocks of at least `between` steps that a draw's steps make."""
+    return max((n for n in range(1, num_steps // between + 1) if num_steps % n == 0), default=1)
+
+
+def check_levels(energy: Any, sigmas: tuple[float, ...]) -> None:
+    """Checks that an energy exists at the ends of some levels, of one event shape.
+
+    Raises:
+        TypeError: If `energy` has no method `at` that gives an energy.
+        ValueError: If a level is out of its range, or the ends do not have one event shape.
+    """
+    check_at(energy)
     try:
         ends = [energy.at(sigma) for sigma in (sigmas[0], sigmas[-1])]
     except ValueError as error:
@@ -311,3 +349,6 @@ def check_levels(energy: Any, sigmas: tuple[float, ...]) -> None:
     for end in ends:
         what = f"energy.at(sigma) must give an AbstractEnergy, got {kind(end)}"
         require(isinstance(end, AbstractEnergy), what, TypeError)
+    shapes = [end.event_shape for end in ends]
+    one = f"energy.at(sigma) must have one event shape at all levels, got {shapes}"
+    require(shapes[0] == shapes[1], one)

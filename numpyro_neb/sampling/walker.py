@@ -21,8 +21,8 @@ class Levels(NamedTuple):
     Attributes:
         sigma: The noise levels, rising, of shape (num_levels,).
         exchange_rate: The acceptance probability of the last exchange that each pair of neighbours
-            tried, of shape (num_levels - 1,), from the lowest pair up. Its mean over the draws is
-            the rate of exchanges.
+            tried, of shape (num_levels - 1,), from the lowest pair up; 0 before its first try,
+            within 32 steps. Its mean over the draws after that is the rate of exchanges.
         round_trips: How often a walk came to the lowest level from the highest.
         from_top: Whether the walk at each level was at the highest one since the lowest.
         rejections: The sum of each pair's rejection probabilities since the levels were last set.

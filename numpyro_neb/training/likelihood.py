@@ -72,8 +72,8 @@ class MaximumLikelihood(AbstractObjective):
 
         mean phi(data) - mean phi(chains) + denoising_weight * denoising_loss / sigma^2,
 
-    for a family of noise levels with `dual_score_loss` in place of the last, so that a normalised
-    one stays so.
+    for a family of noise levels with `dual_score_loss` in place of the last, so that the constants
+    of its levels do not drift.
 
     Denoising alone does not determine the relative weights of the modes: it teaches the slopes of
     phi, and only near the data. Train with `denoising_loss` first and with this objective second,
@@ -216,7 +216,7 @@ class MaximumLikelihood(AbstractObjective):
         energy, x = fixed_buffers(energy), as_events("x", x, energy, "batch")
         key_data, key_walk, key_fresh = jax.random.split(key, 3)
         y, phi, anchor, weights = _at_data(energy, x, key_data, state.sigma)
-        if isinstance(energy, AbstractEnergyFamily):
+        if isinstance(energy, AbstractEnergyFamily) and energy.has_constants:
             # In the gap the constants of the levels cancel but for rounding, by which they drift.
             anchor = dual_score_loss(energy, x, key_data)
         lowest = jnp.minimum(state.lowest, jnp.min(y, axis=0))

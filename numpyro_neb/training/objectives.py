@@ -243,6 +243,8 @@ def dual_score_loss(
     many = isinstance(energy, AbstractEnergyFamily)
     what = "energy must be a family of noise levels, such as a ConditionalEnergy"
     require(many, f"{what}, got {kind(energy)}", TypeError)
+    bare = "energy must have constants for its levels: one with preconditioned=False has none"
+    require(energy.has_constants, f"{bare}, take denoising_loss")
     check_key(key)
     fits = 0 <= check_number("weight", weight) < np.inf
     require(fits, f"weight must be at least 0 and finite, got {weight}")

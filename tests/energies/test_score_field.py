@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 import targets
@@ -88,9 +89,44 @@ def test_recall(flow):
     found, expected = (neb.recall(e, Y, flow=flow) for e in (PLAIN, MIXTURE))
     np.testing.assert_allclose(found.attractors, expected.attractors, atol=2e-3)
     assert np.isnan(found.energies).all()
+    assert "nan" not in str(found)
     assert found.converged.all()
     path = follow(PLAIN, Y, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(path, follow(MIXTURE, Y, jnp.array([0.0, 1.0])), atol=1e-3)
+
+
+def test_a_denoiser_that_is_no_gradient():
+    """Its Jacobian has a rotation: the matrix is the symmetric part, the operator the whole."""
+    matrix = np.array([[0.5, 0.5], [-0.5, 0.5]])
+    field = neb.ScoreField(lambda y: jnp.asarray(matrix, y.dtype) @ y, 1.0, (2,))
+    operator = neb.posterior_covariance(field, jnp.zeros(2), "operator")
+    np.testing.assert_allclose(operator.as_matrix(), matrix, atol=1e-6)
+    assert not lx.is_symmetric(operator)
+    np.testing.assert_allclose(
+        neb.posterior_covariance(field, jnp.zeros(2)), (matrix + matrix.T) / 2, atol=1e-6
+    )
+
+
+class Clipped(neb.AbstractEnergy):
+    """A custom energy with a jump of its own, which is not that of its phi."""
+
+    sigma: jax.Array
+    loc: jax.Array
+    scale: jax.Array
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, y):
+        return jnp.sum(y**2) / 4
+
+    def denoise(self, y):
+        return jnp.maximum(y / 2, 0)
+
+
+def test_an_energys_own_jump_is_what_is_walked_on():
+    energy = Clipped(jnp.array(1.0), jnp.array(0.0), jnp.array(1.0), (2,))
+    field = neb.ScoreField(energy.denoise, 1.0, (2,))
+    y = jnp.array([-2.0, 2.0])
+    np.testing.assert_allclose(field.score(y), energy.denoise(y) - y)
 
 
 REFUSED = {

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from wrong_arguments import (
+    FAMILY,
     KEY,
     MIXTURE,
     NAN,
@@ -28,6 +29,18 @@ ROWS = (
             *wrong_arrays("held_out", HELD_OUT, floats=True),
             *wrong_arrays("train", HELD_OUT, floats=True, none=False),
             *wrong_keys(),
+            Wrong(
+                "no levels",
+                {"energy": FAMILY, "sigmas": ()},
+                ValueError,
+                "sigmas must be one or more noise levels",
+            ),
+            Wrong(
+                "levels: words",
+                {"energy": FAMILY, "sigmas": "no"},
+                TypeError,
+                "sigmas must hold real numbers",
+            ),
             *wrong_counts("num_steps", "num_swaps", "chunk_size"),
             *wrong_counts("num_pairs", least=20),
             *wrong_counts("num_particles", "num_temperatures", least=2),

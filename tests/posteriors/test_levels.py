@@ -8,7 +8,8 @@ from scipy import stats
 from targets import MixtureFamily, Wrapped
 
 import numpyro_neb as neb
-from numpyro_neb.posteriors.levels import LevelsPosterior, down, flowed, geometric
+from numpyro_neb.energies.base import draws_at
+from numpyro_neb.posteriors.levels import NUM_LEVELS, LevelsPosterior, down, flowed, geometric
 
 KEY = jax.random.key(0)
 LINE = neb.MixtureEnergy(
@@ -115,9 +116,25 @@ def test_from_noise_all_modes_are_drawn():
     assert set(np.unique(x)) == {0.0, 10.0}
 
 
+def test_a_largest_level_that_leaves_modes_apart():
+    """At sigma = 0.5 two points six apart never show a y between them, where N(loc, 9.25) does."""
+    two = MixtureFamily(neb.MixtureEnergy(np.array([-3.0, 3.0]), 0.5), (0.1, 0.5))
+    y = np.asarray(draws_at(two, jnp.asarray(0.5), KEY, (1000,)))
+    x = np.asarray(two.sample(KEY, (1000,)))
+    # P(norm(eps) > 3.6) is 3e-4.
+    for draws in (y, x):
+        assert np.mean(np.abs(np.abs(draws) - 3) > 1.8) < 0.01
+
+
+def test_levels_that_are_the_same_keep_y():
+    y, same = jnp.asarray(0.3), jnp.full(3, 0.5)
+    for num_steps in (0, 2):
+        assert down(LINE.at, y, same, KEY, num_steps) == y
+
+
 def test_the_flow_keeps_the_law():
     """Normal draws at sigma = 30 become the mixture's quantiles, in order."""
-    levels = geometric(jnp.asarray(30.0), jnp.asarray(0.05), 60)
+    levels = geometric(jnp.asarray(30.0), jnp.asarray(0.05), NUM_LEVELS)
     u = np.linspace(0.02, 0.98, 25)
     top = np.sqrt(float(LINE.scale) ** 2 + 900)
     y = jnp.asarray(stats.norm.ppf(u, float(LINE.loc), top))

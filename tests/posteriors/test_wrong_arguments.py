@@ -14,7 +14,13 @@ ROWS = (
     Rows(
         posteriors.LevelsPosterior,
         {"at": MIXTURE.at, "sigma": 1.0, "lowest": 0.5, "y": jnp.zeros(2)},
-        [*wrong_counts("num_levels"), *wrong_counts("num_steps", least=0)],
+        [
+            *wrong_counts("num_levels"),
+            *wrong_counts("num_steps", least=0),
+            *wrong_numbers("sigma"),
+            *wrong_numbers("lowest"),
+            Wrong("above", {"lowest": 2.0}, ValueError, "lowest must be at most sigma, 1, got 2"),
+        ],
     ),
     Rows(posteriors.MixturePosterior.sample, {"self": POSTERIOR}, wrong_keys()),
     Rows(

@@ -305,6 +305,24 @@ def test_warm_up_evens_the_exchange_rates():
     assert before.max() / before.min() > 10
 
 
+def test_too_short_a_warm_up_says_that_it_sets_no_levels():
+    kernel = neb.WalkJumpKernel(FAR, num_levels=3)
+    with pytest.warns(UserWarning, match=r"num_warmup = 20 is too few .* takes 256 draws of 1 st"):
+        run(kernel, num_warmup=20, num_samples=1)
+
+
+def test_a_float32_family_stays_so_in_float64(x64, strict):
+    mlp = neb.networks.MLP((2,), width_size=4, depth=1, conditional=True, key=jax.random.key(0))
+    family = neb.ConditionalEnergy(mlp, (2,), (0.1, 1.0), scale=3.0)
+    family = jax.tree.map(lambda a: a.astype(jnp.float32) if eqx.is_array(a) else a, family)
+    kernel = neb.WalkJumpKernel(family, sigma=0.1, num_levels=3, num_steps=16)
+    state = kernel.init(jax.random.key(0), 16, None)
+    assert kernel.sample(state).draw["y"].dtype == jnp.float32
+    assert family.sample(jax.random.key(0), (1,), num_levels=2).dtype == jnp.float32
+    x = jnp.ones((4, 2), jnp.float32)
+    assert neb.dual_score_loss(family, x, jax.random.key(0)).dtype == jnp.float32
+
+
 def test_the_highest_level_is_the_spread_of_the_data():
     kernel = neb.WalkJumpKernel(FAR, num_levels=3)
     # The mean of (x - 3.)^2 over the modes, 10^2 .9 .1, in the first coordinate alone.

@@ -23,6 +23,14 @@ from numpyro_neb import integrators
 START = {"rng_key": KEY, "num_warmup": 0, "init_params": None}
 EITHER = "one of energy and model must be given"
 
+
+class Shapes:
+    """Energies that are of one coordinate below sigma = 0.3 and of two above."""
+
+    def at(self, sigma):
+        return neb.MixtureEnergy(np.zeros((1, 1 if sigma < 0.3 else 2)), sigma)
+
+
 ROWS = (
     Rows(
         neb.WalkJumpKernel,
@@ -126,6 +134,33 @@ ROWS = (
                 "sigma must be given: the lowest",
             ),
             *each("frozen", ValueError, "frozen must be a boolean array", {"3": np.ones(3, bool)}),
+            *each(
+                "num_steps",
+                ValueError,
+                "num_steps must be a multiple of 16 for several levels, or nearly, got 1009",
+                [1009],
+            ),
+            Wrong(
+                "no at, with num_levels",
+                {"energy": lambda y: 0, "sigmas": None, "num_levels": 3, "sigma": 0.5},
+                TypeError,
+                r"energy must have \.at\(sigma\)",
+            ),
+            Wrong(
+                "two event shapes",
+                {"energy": Shapes()},
+                ValueError,
+                r"must have one event shape at all levels, got \[\(1,\), \(2,\)\]",
+            ),
+            *(
+                Wrong(
+                    f"one coordinate for {kind.__name__}",
+                    {"integrator": kind(), "frozen": np.array([True, False])},
+                    ValueError,
+                    f"frozen must leave 2 coordinates to move for {kind.__name__}, got 1",
+                )
+                for kind in (integrators.MAMS, integrators.Microcanonical)
+            ),
         ],
     ),
     Rows(

@@ -51,6 +51,16 @@ ROWS = (
             *wrong_keys(),
             *CLEAN,
             *each("energy", TypeError, "energy must be a family of noise levels", [MIXTURE]),
+            Wrong(
+                "energy: of release 0.1",
+                {
+                    "energy": neb.ConditionalEnergy(
+                        FAMILY.network, (2,), (0.1, 1.0), preconditioned=False
+                    )
+                },
+                ValueError,
+                "energy must have constants for its levels",
+            ),
             *each("weight", ValueError, "weight must be at least 0", [-0.1, np.inf, np.nan]),
             *each("weight", TypeError, "weight must be a number", ["1", None]),
         ],
