@@ -374,6 +374,7 @@ def test_a_path_that_goes_to_infinity():
         memories.follow(Polynomial({(4, 0): -1, (0, 4): -1}), CUES, np.array([0.0, 1e3]))
 
 
+@pytest.mark.statistical
 @FLOWS
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_float64(flow, dtype, x64):
@@ -385,6 +386,7 @@ def test_float64(flow, dtype, x64):
     assert memories.follow(energy, CUES.astype(dtype), np.array([1.0])).dtype == np.float64
 
 
+@pytest.mark.statistical
 def test_inside_jit():
     energy = neb.MixtureEnergy(PAIR, 0.5)
     compiled = jax.jit(lambda y: neb.recall(energy, y).attractors)(CUES)

@@ -34,6 +34,7 @@ def distribution_function(prior, at):
     return prior.weights @ below
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("family", FAMILIES)
 def test_posteriors_by_quadrature(family, x64):
     """Moments, quantiles, sign rates and likelihoods of a fitted prior, integrated on a grid."""

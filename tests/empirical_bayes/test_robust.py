@@ -90,6 +90,7 @@ LAWS = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("law", LAWS)
 def test_average_coverage_whatever_the_law(law):
     """At least the nominal share of X is covered: 4,000 of them, five standard errors."""

@@ -106,6 +106,7 @@ def test_one_dimensional_data():
     assert energy.sample(jax.random.key(0), (4,)).shape == (4,)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("log_weights", "covariances"), CASES)
 def test_blocks_do_not_show(log_weights, covariances, x64, strict, monkeypatch):
     """Six components in two blocks, which overlap: values and derivatives of every kind."""

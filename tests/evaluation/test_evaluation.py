@@ -59,6 +59,7 @@ def wrong():
     return neb.evaluate(two_modes(3.5, 0.5), x, key=KEY, **QUICK)
 
 
+@pytest.mark.statistical
 def test_a_right_energy_is_called_right(right):
     assert right.outcome == "right"
     assert right.verdict.startswith("RIGHT, as far as 300 held-out examples can tell")
@@ -216,6 +217,7 @@ def steep(y, phi):
     return phi(y) + 1e3 * jnp.sum(jnp.maximum(jnp.abs(y) - 3, 0) ** 4)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("shift", [0.0, 3.0])
 def test_a_walk_that_diverges_is_counted(shift):
     x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32) + shift

@@ -27,6 +27,7 @@ def tuned(integrator, energy=GAUSSIAN, **kwargs):
     return neb.WalkJumpKernel(energy, integrator=integrator, **settings)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("integrator", "target"),
     [(MALA(), None), (MALA(), 0.8), (GHMC(), None), (GHMC(step_size=3.0), 0.7)],
@@ -53,6 +54,7 @@ def leapfrog_widening(step, deviation):
     return ratio / (1 - ratio)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("d", "max_bias"), [(1, 0.05), (2, 0.05), (8, 0.02), (8, 0.1)])
 def test_ula_is_tuned_to_the_stated_bias(d, max_bias):
     """On a Gaussian with equal variances its bias is known: eta / (2 s^2) / (1 - ...)."""

@@ -20,6 +20,8 @@ from numpyro_neb.integrators import (
     walk,
 )
 
+pytestmark = pytest.mark.statistical
+
 # Coordinates of unequal width in units of sigma; Y ~ N(0, x_sd^2 + sigma^2).
 SIGMA = 0.5
 X_SD = np.array([0.2, 0.6, 1.5])

@@ -15,6 +15,8 @@ import numpyro_neb as neb
 from numpyro_neb.integrators import MAMS, Microcanonical, Target, metropolis
 from numpyro_neb.integrators.microcanonical import _turned
 
+pytestmark = pytest.mark.statistical
+
 CHAINS = 4096
 
 

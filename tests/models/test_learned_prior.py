@@ -105,6 +105,7 @@ def data_from(energy, matrix, key=3):
     return x, matrix @ x + NOISE * jax.random.normal(key_noise, (len(matrix),))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("d", "num_components"), [(2, 1)])
 def test_posterior_is_the_exact_one(d, num_components):
     energy, matrix = prior_of(d, num_components, 0.15), seen_through(d)
@@ -286,6 +287,7 @@ def test_root_and_its_derivative(values, x64):
     np.testing.assert_allclose(slope, (steps[0] - steps[1]) / (2 * h), atol=1e-6)
 
 
+@pytest.mark.statistical
 def test_svi_with_an_autoguide():
     energy, matrix = prior_of(2, 1, 0.15), seen_through(2)
     _, data = data_from(energy, matrix)

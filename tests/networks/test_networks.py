@@ -141,6 +141,7 @@ def test_files_and_pickles(make, tmp_path):
         assert eqx.tree_equal(back, energy)
 
 
+@pytest.mark.statistical
 def test_recall_with_convolutions(monkeypatch):
     """Inside the solver's loop convolutions are matrix products: the flow is the same."""
     energy = neb.ResidualEnergy(u_net((8, 8)), 0.3, (8, 8))

@@ -135,6 +135,7 @@ def test_linearised_is_exact_for_a_gaussian(x64):
     np.testing.assert_allclose(found.icdf(0.2), exact.icdf(0.2), rtol=1e-9)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("energy", [SPIKE, MODES], ids=["spike and slab", "two modes"])
 @pytest.mark.parametrize("y", [0.1, 1.0])
 def test_laws_that_are_no_gaussians(energy, y, x64):
@@ -358,6 +359,7 @@ def test_a_point_mass_counts_on_both_sides_of_zero():
     np.testing.assert_allclose(found.lfsr, np.minimum(below, above), rtol=1e-5)
 
 
+@pytest.mark.statistical
 def test_quantiles_at_a_point_mass():
     """The least value whose cdf reaches q, and intervals that hold what they claim."""
     for y in np.linspace(-4, 4, 17):

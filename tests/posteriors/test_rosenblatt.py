@@ -41,6 +41,7 @@ def changes_of_variables(d):
     return np.asarray(found, float), stats.norm.logpdf(np.asarray(eps, float)).sum(1)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("d", [1, 2, 4])
 def test_noise_is_standard_normal(d, x64):
     found, exact = changes_of_variables(d)
@@ -81,6 +82,7 @@ def test_one_component_is_linear():
     np.testing.assert_allclose(around, exact, rtol=1e-5)
 
 
+@pytest.mark.statistical
 def test_derivatives_of_two_orders(x64):
     energy = clusters(2)
 

@@ -35,6 +35,7 @@ INTEGRATORS = [
 ]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("integrator", INTEGRATORS, ids=lambda i: type(i).__name__)
 def test_the_walk_has_the_law_and_the_jump_is_the_posterior_mean(integrator):
     kernel = neb.WalkJumpKernel(MIXTURE, integrator=integrator, num_steps=50)
@@ -226,6 +227,7 @@ def test_frozen_coordinates(integrator):
         assert not mcmc.last_state.walk.velocity[:, 1].any()
 
 
+@pytest.mark.statistical
 def test_score_clipping_tames_a_wild_walk(digits_energy):
     wild = neb.WalkJumpKernel(
         digits_energy, integrator=BAOAB(step_size=1.9), num_steps=20, max_score=1.0

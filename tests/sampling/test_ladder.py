@@ -288,6 +288,7 @@ def test_an_integrator_that_shows_another_place_must_come_back_from_it(untyped):
             make()
 
 
+@pytest.mark.statistical
 def test_warm_up_evens_the_exchange_rates():
     """In 8 dimensions X ~ N(0, I): Y's variance goes from 1.01 to 101, and rates are very uneven
     for levels even in log sigma, but even for the right ones."""
@@ -335,6 +336,7 @@ def test_the_highest_level_is_the_spread_of_the_data():
     assert run(neb.WalkJumpKernel(family, sigma=0.1, num_levels=3)).last_state.lp.shape == (2,)
 
 
+@pytest.mark.statistical
 def test_tuned_walks_and_other_temperatures():
     """Each level has a step of its own, and the exchange is that of beta phi."""
     s, beta = np.array([0.2, 1.0]), 4.0
