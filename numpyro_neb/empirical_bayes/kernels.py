@@ -1,7 +1,9 @@
 """log p(y_j | component i) for many observations and components, in float64 on the host."""
 
 import abc
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -28,6 +30,15 @@ class Parts(NamedTuple):
     centres: Float[np.ndarray, "j d"]
     offsets: Float[np.ndarray, "#j K d"]
     deviations: Float[np.ndarray, "j K d"] | None
+
+
+def in_threads(fn: Callable[[slice], Any], blocks: list[slice]) -> Iterator[Any]:
+    """The values of fn at each block, in their order, on all cores: NumPy frees the interpreter."""
+    if len(blocks) < _SOME:
+        yield from map(fn, blocks)
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(fn, blocks)
 
 
 @dataclass(frozen=True)
@@ -79,22 +90,21 @@ class AbstractKernel(abc.ABC):
         self, active: Int[np.ndarray, " k"], weights: Float[np.ndarray, " k"]
     ) -> Float[np.ndarray, " n"]:
         """Log f(y_j) of the mixture with these weights on the active components."""
-        blocks = self.blocks(len(active))
-        parts = [logsumexp(self.logs(b, active), axis=1, b=weights) for b in blocks]
-        return np.concatenate(parts)
+        one = lambda rows: logsumexp(self.logs(rows, active), axis=1, b=weights)  # noqa: E731
+        return np.concatenate(list(in_threads(one, self.blocks(len(active)))))
 
     def ratios(
         self, active: Int[np.ndarray, " k"], log_f: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n k"]:
         """p(y_j | i) / f(y_j) of the active components."""
-        parts = [self._ratio(block, active, log_f) for block in self.blocks(len(active))]
-        return np.concatenate(parts)
+        one = lambda rows: self._ratio(rows, active, log_f)  # noqa: E731
+        return np.concatenate(list(in_threads(one, self.blocks(len(active)))))
 
     def gradient(self, log_f: Float[np.ndarray, " n"]) -> Float[np.ndarray, " K"]:
         """g_i, the mean over the observations of the ratio, for all components."""
-        everything = slice(None)
-        blocks = self.blocks(self.num_columns)
-        total = sum(self.counts[b] @ self._ratio(b, everything, log_f) for b in blocks)
+        every = slice(None)
+        one = lambda rows: self.counts[rows] @ self._ratio(rows, every, log_f)  # noqa: E731
+        total = sum(in_threads(one, self.blocks(self.num_columns)))
         return np.asarray(total) / self.counts.sum()
 
     def _ratio(self, rows, columns, log_f):
@@ -425,5 +435,7 @@ def highest_near(
 
 # The numbers in a block, which fits in a core's cache.
 _BLOCK = 2**18
+# The blocks from which threads pay.
+_SOME = 8
 # exp() of this, squared and summed over the data, is still finite.
 _HIGHEST = 300.0

@@ -15,7 +15,7 @@ from benchmarks.normal_means import (
     efron_morris,
     johnstone_silverman,
 )
-from numpyro_neb.empirical_bayes import grids, normal_means, solver
+from numpyro_neb.empirical_bayes import grids, kernels, normal_means, solver
 from numpyro_neb.empirical_bayes.normal_means import candidates
 
 FOLDER = data_folder()
@@ -300,3 +300,18 @@ def test_efron_and_morris():
 def test_the_johnstone_silverman_table(k, mu):
     errors = johnstone_silverman(k, mu, 40)
     assert errors.mean() < REFERENCE[k, mu] + 2 * errors.std(ddof=1) / np.sqrt(40)
+
+
+def test_threads_do_not_show(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, sigma, locs = rng.normal(size=(500, 1)), rng.uniform(0.5, 1, 500), np.linspace(-3, 3, 40)
+    kernel = kernels.NormalKernel(np.ones(500), y, sigma, locs[:, None], np.zeros(40))
+    active, weights = np.array([3, 20, 30]), np.array([0.2, 0.5, 0.3])
+    monkeypatch.setattr(kernels, "_BLOCK", 800)
+    found = []
+    for least in (1, 10_000):
+        monkeypatch.setattr(kernels, "_SOME", least)
+        log_f = kernel.log_density(active, weights)
+        found.append((log_f, kernel.ratios(active, log_f), kernel.gradient(log_f)))
+    for threads, alone in zip(*found, strict=True):
+        np.testing.assert_array_equal(threads, alone)
