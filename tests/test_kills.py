@@ -45,12 +45,12 @@ def start(program, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.statistical
-def test_twenty_kills_of_a_training_change_nothing(tmp_path):
+def test_eight_kills_of_a_training_change_nothing(tmp_path):
     undisturbed = start(TRAINING, tmp_path / "one", tmp_path / "whole")
     undisturbed.communicate()
     assert undisturbed.returncode == 0
     chance = random.Random(0)
-    for _ in range(20):
+    for _ in range(8):
         process = start(TRAINING, tmp_path / "other", tmp_path / "killed")
         process.stdout.readline()  # it is under way
         time.sleep(chance.uniform(0, 0.3))
@@ -88,7 +88,7 @@ def under_way(process, draws):
 
 @pytest.mark.slow
 @pytest.mark.statistical
-def test_twenty_kills_of_a_sampling_change_nothing(tmp_path):
+def test_eight_kills_of_a_sampling_change_nothing(tmp_path):
     neb.save(tmp_path / "energy", neb.MixtureEnergy(np.eye(4), 0.5))
     sizes = ("--draws", 3000, "--draws-per-write", 10, "--chains", 2, "--num-steps", 2)
     store, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
@@ -98,7 +98,7 @@ def test_twenty_kills_of_a_sampling_change_nothing(tmp_path):
     expected = xr.open_datatree(whole, engine="zarr").load()
     chance = random.Random(0)
     seen = [0]
-    for number in range(20):
+    for number in range(8):
         process = sampling(tmp_path, tmp_path / "energy", "--out", store, *sizes)
         # Every other one at its beginning, before or while it compiles.
         under_way(process, seen[-1] + 10 * (number % 2))
