@@ -13,6 +13,8 @@ from scipy import stats
 import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import lanczos, posterior_components
 
+pytestmark = pytest.mark.statistical
+
 
 class Spectrum(neb.AbstractEnergy):
     """Cov(X given y) = diag(y): phi'' = 1 - y for sigma = 1."""

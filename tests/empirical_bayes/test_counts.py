@@ -8,6 +8,8 @@ import numpyro_neb as neb
 from numpyro_neb.empirical_bayes.kernels import BinomialKernel
 from numpyro_neb.empirical_bayes.spline import spline_weights
 
+pytestmark = pytest.mark.statistical
+
 # Claims of 9,461 insured (Thyrion; Robbins' formula and the estimates are published with them).
 CLAIMS = np.repeat(np.arange(8), [7840, 1317, 239, 42, 14, 4, 4, 1])
 

@@ -17,6 +17,8 @@ from numpyro_neb.empirical_bayes import (
 )
 from numpyro_neb.empirical_bayes.distribution import stacked
 
+pytestmark = pytest.mark.statistical
+
 RNG = np.random.default_rng(3)
 LOCS = RNG.normal(size=(4, 2)) * 2 + 1
 LOG_WEIGHTS = RNG.normal(size=4)

@@ -6,6 +6,8 @@ import pytest
 import numpyro_neb as neb
 from numpyro_neb.empirical_bayes.location_scale import local_linear, location_scale
 
+pytestmark = pytest.mark.statistical
+
 
 def test_a_line_is_exact():
     """Local linear regression has no bias on a line, also at its ends."""

@@ -8,6 +8,8 @@ from scipy import special
 
 import numpyro_neb as neb
 
+pytestmark = pytest.mark.statistical
+
 
 def given(fit, y, sigma):
     """Responsibilities in float64, by the textbook."""

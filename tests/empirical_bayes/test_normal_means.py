@@ -18,6 +18,8 @@ from benchmarks.normal_means import (
 from numpyro_neb.empirical_bayes import grids, kernels, normal_means, solver
 from numpyro_neb.empirical_bayes.normal_means import candidates
 
+pytestmark = pytest.mark.statistical
+
 FOLDER = data_folder()
 needs_data = pytest.mark.skipif(FOLDER is None, reason="NEB_DATA names no folder with the data")
 

@@ -10,6 +10,8 @@ from scipy.special import ndtr
 
 import numpyro_neb as neb
 
+pytestmark = pytest.mark.statistical
+
 FAMILIES = ("npmle", "normal", "point_normal", "scale_mixture", "unimodal", "spline")
 SMOOTH = FAMILIES[1:]
 
@@ -34,7 +36,6 @@ def distribution_function(prior, at):
     return prior.weights @ below
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("family", FAMILIES)
 def test_posteriors_by_quadrature(family, x64):
     """Moments, quantiles, sign rates and likelihoods of a fitted prior, integrated on a grid."""

@@ -9,6 +9,8 @@ from scipy import optimize, special
 import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import cva, prior_moments, robust_interval
 
+pytestmark = pytest.mark.statistical
+
 
 @pytest.mark.parametrize(
     ("second_moment", "kurtosis", "alpha", "value"),
@@ -90,7 +92,6 @@ LAWS = {
 }
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("law", LAWS)
 def test_average_coverage_whatever_the_law(law):
     """At least the nominal share of X is covered: 4,000 of them, five standard errors."""

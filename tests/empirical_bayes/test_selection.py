@@ -7,6 +7,8 @@ import pytest
 import numpyro_neb as neb
 from numpyro_neb.empirical_bayes.selection import Ranking, q_values
 
+pytestmark = pytest.mark.statistical
+
 
 def test_q_values_are_running_means():
     """Of the rates in increasing order; equal ones share the largest, NaN stays NaN."""

@@ -6,6 +6,8 @@ from scipy import stats
 
 import numpyro_neb as neb
 
+pytestmark = pytest.mark.statistical
+
 
 def spread_out(n=300, seed=0):
     """Points on a circle, each with a covariance of its own."""

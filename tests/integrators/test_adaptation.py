@@ -10,6 +10,8 @@ import numpyro_neb as neb
 from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
 from numpyro_neb.integrators.adaptation import _effective, to_few_bits
 
+pytestmark = pytest.mark.statistical
+
 # One narrow and one wide direction: s is 1 and 3 in units of sigma = 0.5.
 SIGMA, Y_SD = 0.5, np.array([0.5, 1.5])
 GAUSSIAN = targets.gaussian(np.sqrt(Y_SD**2 - SIGMA**2), SIGMA)
@@ -27,7 +29,6 @@ def tuned(integrator, energy=GAUSSIAN, **kwargs):
     return neb.WalkJumpKernel(energy, integrator=integrator, **settings)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("integrator", "target"),
     [(MALA(), None), (MALA(), 0.8), (GHMC(), None), (GHMC(step_size=3.0), 0.7)],
@@ -54,7 +55,6 @@ def leapfrog_widening(step, deviation):
     return ratio / (1 - ratio)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(("d", "max_bias"), [(1, 0.05), (2, 0.05), (8, 0.02), (8, 0.1)])
 def test_ula_is_tuned_to_the_stated_bias(d, max_bias):
     """On a Gaussian with equal variances its bias is known: eta / (2 s^2) / (1 - ...)."""

@@ -139,7 +139,7 @@ def test_the_naive_prior_is_too_narrow():
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize(("d", "num_components"), [(2, 3), (4, 3)])
+@pytest.mark.parametrize(("d", "num_components"), [(2, 3)])
 def test_intervals_cover_and_ranks_are_uniform(d, num_components):
     """Simulation-based calibration over 200 data sets (Talts et al. 2018)."""
     num_sets, num_ranks = 200, 49
@@ -170,7 +170,7 @@ def test_intervals_cover_and_ranks_are_uniform(d, num_components):
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("d", [2, 10])
+@pytest.mark.parametrize("d", [2])
 def test_with_a_trained_energy(d):
     exact, matrix = prior_of(d, 3, 0.3), seen_through(d)
     x = exact.at(1e-6).sample(jax.random.key(5), (100_000,))
@@ -329,7 +329,7 @@ def trained():
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     ("problem", "covariance", "depth"),
-    [("in-painting", "full", 3), ("blur", "isotropic", 4), ("compressed sensing", "isotropic", 4)],
+    [("in-painting", "full", 3), ("compressed sensing", "isotropic", 4)],
 )
 def test_inverse_problems_on_digits(problem, covariance, depth, trained):
     train, held_out = digits_prior.digits()

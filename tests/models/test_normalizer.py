@@ -12,6 +12,8 @@ import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import log_normalizer
 from numpyro_neb.models import normalizer
 
+pytestmark = pytest.mark.statistical
+
 SMALL = {"num_particles": 200, "num_temperatures": 100, "progress_bar": False}
 
 
@@ -59,7 +61,6 @@ class Broken(targets.Wrapped):
         return super().__call__(y) + jnp.where(y[0] > 0, self.positive, self.negative)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(("dim", "largest"), [(2, 0.05), (16, 0.15), (64, 0.3)])
 def test_of_a_normalised_mixture_is_zero(dim, largest):
     value, error = log_normalizer(apart(dim), jax.random.key(0), progress_bar=False)
@@ -67,7 +68,6 @@ def test_of_a_normalised_mixture_is_zero(dim, largest):
     assert 0 < error < largest
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(("dim", "num_steps"), [(2, 1), (16, 2)])
 def test_the_standard_error_is_that_of_the_value(dim, num_steps):
     """Over keys, the values' distances from zero in standard errors are standard normal."""
