@@ -72,7 +72,7 @@ ROWS = (
         neb.learned_prior,
         {"name": "x", "energy": MIXTURE},
         [
-            *wrong_energies(),
+            *wrong_energies(family=False),
             *wrong_choices("covariance"),
             *each("name", TypeError, "name must be a string, got ", [3, None, b"x"]),
         ],
