@@ -256,6 +256,21 @@ def walk(
     return state, None if statistics is None else jnp.mean(statistics)
 
 
+def ornstein_uhlenbeck(
+    integrator: Any, target: Target, velocity: Float[Array, "..."], key: PRNGKeyArray
+) -> Float[Array, "..."]:
+    """The O step: v = c v + sqrt(1 - c^2) eps, c = exp(-gamma h).
+
+    Args:
+        integrator: One with a friction.
+        target: The law and the unit of length.
+        velocity: v.
+        key: A JAX random key.
+    """
+    decay = jnp.exp(-jnp.asarray(integrator.friction * integrator.step_size, velocity.dtype))
+    return decay * velocity + jnp.sqrt(1 - decay**2) * target.noise(key, velocity)
+
+
 def kinetic(velocity: Float[Array, "..."]) -> Float[Array, ""]:
     """The kinetic energy of a unit mass, norm(v)^2 / 2."""
     return jnp.sum(velocity**2) / 2

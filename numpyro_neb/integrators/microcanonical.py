@@ -11,6 +11,7 @@ from numpyro_neb.integrators.base import (
     AbstractIntegrator,
     WalkState,
     metropolis,
+    ornstein_uhlenbeck,
     stuck_if_not_finite,
 )
 
@@ -151,10 +152,8 @@ def _turned(target, velocity, gradient, time):
 
 
 def _refreshed(integrator, target, velocity, key):
-    """The O step: c v + sqrt(1 - c^2) eps, c = exp(-gamma h), at full speed."""
-    decay = jnp.exp(-jnp.asarray(integrator.friction * integrator.step_size, velocity.dtype))
-    mixed = decay * velocity + jnp.sqrt(1 - decay**2) * target.noise(key, velocity)
-    return _of_full_speed(target, mixed)
+    """The O step, at full speed."""
+    return _of_full_speed(target, ornstein_uhlenbeck(integrator, target, velocity, key))
 
 
 def _of_full_speed(target, velocity):

@@ -13,6 +13,7 @@ from numpyro_neb.integrators.base import (
     WalkState,
     kinetic,
     metropolis,
+    ornstein_uhlenbeck,
     stuck_if_not_finite,
 )
 
@@ -63,7 +64,7 @@ class BAOAB(AbstractIntegrator):
         h = self.step_size
         v_start = jnp.asarray(state.velocity)
         v_before = v_start - h / 2 * target.force(state.gradient)
-        v_after = _ornstein_uhlenbeck(self, target, v_before, key)
+        v_after = ornstein_uhlenbeck(self, target, v_before, key)
         y = state.position + h / 2 * target.unit * (v_before + v_after)
         potential, gradient = target(y)
         v_end = v_after - h / 2 * target.force(gradient)
@@ -129,7 +130,7 @@ class ABOBA(AbstractIntegrator):
         h = self.step_size
         half_kick = h / 2 * target.force(state.gradient)
         v_start = jnp.asarray(state.velocity)
-        v_after = _ornstein_uhlenbeck(self, target, v_start - half_kick, key)
+        v_after = ornstein_uhlenbeck(self, target, v_start - half_kick, key)
         v = v_after - half_kick
         y = state.position + h * target.unit * v
         potential, gradient = target(y)
@@ -203,7 +204,7 @@ class GHMC(AbstractIntegrator):
         """One step, one gradient."""
         h = self.step_size
         key, key_accept = jax.random.split(key)
-        v = _ornstein_uhlenbeck(self, target, jnp.asarray(state.velocity), key)
+        v = ornstein_uhlenbeck(self, target, jnp.asarray(state.velocity), key)
         state = state._replace(velocity=v)
         v = v - h / 2 * target.force(state.gradient)
         y = state.position + h * target.unit * v
@@ -211,12 +212,6 @@ class GHMC(AbstractIntegrator):
         proposal = WalkState(y, v - h / 2 * target.force(gradient), potential, gradient)
         energy_error = proposal.energy - state.energy
         return metropolis(key_accept, state, proposal, energy_error), energy_error
-
-
-def _ornstein_uhlenbeck(integrator, target, velocity, key):
-    """The O step: v = c v + sqrt(1 - c^2) eps, c = exp(-gamma h)."""
-    decay = jnp.exp(-jnp.asarray(integrator.friction * integrator.step_size, velocity.dtype))
-    return decay * velocity + jnp.sqrt(1 - decay**2) * target.noise(key, velocity)
 
 
 def _velocity(integrator, target, position, key):
