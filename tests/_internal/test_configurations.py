@@ -23,6 +23,7 @@ STATED = {
     "ResidualEnergy": neb.ResidualEnergy,
     "ConditionalEnergy": neb.ConditionalEnergy,
     "MixtureEnergy": neb.MixtureEnergy,
+    "ScoreField": neb.ScoreField,
     "energies.AtLevel": neb.energies.conditional.AtLevel,
     "energies.LevelEnergy": neb.energies.conditional.LevelEnergy,
     "networks.MLP": neb.networks.MLP,

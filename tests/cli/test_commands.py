@@ -207,7 +207,8 @@ def test_info(energy, data, tmp_path, capsys):
     assert run("info", tmp_path / "conditional") == 0
     shown = capsys.readouterr().out
     assert "ConditionalEnergy of a network MLP" in shown
-    assert "sigma from 0.1 to 1\n34 trainable parameters" in shown
+    # 34 of the network, and the functions of log sigma beside it: 6 of the skip, 5 of the offset.
+    assert "sigma from 0.1 to 1\n45 trainable parameters" in shown
     assert run("info", data) == 0
     shown = capsys.readouterr().out
     assert "300 examples of shape (4,), float32" in shown
