@@ -60,7 +60,7 @@ class MixtureFit:
         duality_gap: The log-likelihood is at most this far below the best of any weights on the
             same candidates; NaN for a family without this certificate, and for data that the
             mixture was not fitted to.
-        num_iterations: Newton steps taken.
+        num_iterations: Passes over all candidates, each with a few Newton steps after it.
         level: The noise level of `energy`, the median of the sigmas that the mixture was fitted to.
         blur: The second moment that mass near zero can have without being seen in the data that
             the mixture was fitted to: see `lfsr_withheld`. Zero if that does not matter.

@@ -107,7 +107,7 @@ def fit_mixture(
         trials: The trials of binomial counts, one for all or one for each.
         projection: R_j of Y_j = R_j X_j + noise, of shape (p, d) or (n, p, d).
         max_gap: The duality gap to reach, in units of the log-likelihood of all data.
-        max_iterations: Maximum number of Newton steps.
+        max_iterations: Maximum number of passes over all candidates.
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:

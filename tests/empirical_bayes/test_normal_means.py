@@ -219,6 +219,14 @@ def test_newton_falls_back_on_em(monkeypatch):
     np.testing.assert_allclose(fit.log_likelihood, expected, atol=2e-3)
 
 
+def test_far_observations_do_not_slow_newton_down():
+    """A component that explains one observation alone makes H's diagonal range over n."""
+    rng = np.random.default_rng(0)
+    y = np.append(2.2 * rng.normal(size=20_000), [20.0, -25.0])
+    fit = neb.fit_mixture(y, 1.0, locs=np.arange(-26, 21, 0.03), max_gap=1e-6)
+    assert fit.num_iterations < 20
+
+
 def test_all_observations_alike():
     fit = neb.fit_mixture(np.full(5, 2.0), 1.0)
     np.testing.assert_allclose(fit.posterior_mean, 2.0)
