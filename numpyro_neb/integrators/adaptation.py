@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpyro.infer.hmc_util import (
     HMCAdaptState,
-    build_adaptation_schedule,
     warmup_adapter,
     welford_covariance,
 )
@@ -17,13 +17,16 @@ from numpyro_neb.integrators.base import (
     AbstractIntegrator,
     Target,
     WalkState,
-    accept_prob,
 )
 
 # Its initial state, its update with a draw, and the final variances.
 _WELFORD = welford_covariance(diagonal=True)
-# The mean of exp(-e^2 / v) over e ~ N(0, v): see `_effective`.
-_STATISTIC_AT_BOUND = 3**-0.5
+# A step is wild if the square of its energy error is this multiple of the variance aimed at.
+_WILD = 100.0
+# The least mean of these squares that counts: in one draw, a step grows twofold at most.
+_LEAST = 2.0**-6
+# The parts of warm-up before the first window of the units, and to the ends of the windows.
+_WINDOWS = (0.1, 0.25, 0.6)
 # The precision of what warm-up measures and sets, in bits: see `to_few_bits`.
 _BITS = 10
 
@@ -31,26 +34,32 @@ _BITS = 10
 class Adaptation(eqx.Module):
     r"""What warm-up has learned about a chain; part of the chain's state.
 
-    NumPyro does the tuning: dual averaging for the step, and Welford variances for the standard
-    deviation s_i of each coordinate, both in units of length (sigma).
+    In units of length (sigma), warm-up finds the standard deviation s_i of each coordinate by
+    Welford's sums, the step, and the friction.
 
-    - The step of a Metropolis integrator is tuned to a target acceptance rate.
-    - That of an unadjusted one is tuned to an energy error of variance 4 b^3 d per step, with d the
-      number of coordinates. A leapfrog step of h on N(0, s^2) makes an energy error of variance
-      (h/s)^6 / 16 per coordinate and widens the variance by a fraction (h/s)^2 / 4 to first order,
-      so b bounds the relative bias of the variances of y, averaged over the coordinates; ULA is
-      that leapfrog with a fresh velocity each step. BAOAB and ABOBA are exact on Gaussians, and
-      stay well below the bound. The bound does not hold for laws with kinks, exponential walls or
-      heavy tails: what is tuned is the mean of exp(-error^2 / v), to which an error of a hundred v
-      counts no more than one of five. Early in warm-up steps have a Metropolis test, and are tuned
-      to its acceptance rate, to come quickly from a distant start.
-    - The friction is 1 / (2 max_i s_i): a quarter of critical damping for the widest coordinate.
+    - The step of a Metropolis integrator is tuned to a target acceptance rate by NumPyro's dual
+      averaging, and its deviations are those of NumPyro's windows.
+    - That of an unadjusted one is tuned to an energy error of mean square v = a b^3 d per step, d
+      the number of coordinates and a the integrator's `error_allowance`. A leapfrog step of h on
+      N(0, s^2) makes an energy error of variance (h/s)^6 / 16 per coordinate and widens the
+      variance by a fraction (h/s)^2 / 4 to first order, so with a = 4, b bounds the relative bias
+      of the variances of y, averaged over the coordinates; ULA is that leapfrog with a fresh
+      velocity each step. BAOAB and ABOBA are exact on Gaussians, and stay well below the bound;
+      the bias of `Microcanonical` is a tenth of the leapfrog's, and its a is 40. The bound does not
+      hold for laws with kinks, exponential walls or heavy tails.
+      The mean is over the current window, later draws weigh more, and a square counts as 100 v at
+      most: rare large errors do count, but a single one can't undo the tuning. As the square grows
+      as h^6, each draw gives the step at which the mean would be v.
+      Windows end after a tenth, a quarter and six tenths of warm-up; the second and third set the
+      deviations.
+    - The friction is `tuned_friction` / max_i s_i: 1/2, a quarter of critical damping for the
+      widest coordinate, and 1/4 for the microcanonical walks, which keep their speed.
 
-    During tuning, each draw begins with a fresh velocity, which drains the energy of a start far
-    from the mode. If a step of an unadjusted integrator errs by more than ten standard deviations
-    of that bound, it is rejected and the velocity reversed, so that too large a step can't make
-    the chain infinite. This stays so after warm-up: on a Gaussian such a step hardly occurs, and
-    elsewhere it would change the density by more than what the bias allows.
+    In the first window, each draw begins with a fresh velocity, which drains the energy of a start
+    far from the mode. If the square of an unadjusted step's error is more than 100 v, the step is
+    rejected and the velocity reversed, so that too large a step can't make the chain infinite. This
+    stays so after warm-up: on a Gaussian such a step hardly occurs, and elsewhere it would change
+    the density by more than what the bias allows.
 
     What warm-up measures and sets is rounded to 10 bits. A batch of chains and a single chain
     round differently in the last bits of a float, and the feedback of the tuning would amplify
@@ -62,7 +71,8 @@ class Adaptation(eqx.Module):
         spread: Welford's mean and sum of squares of y from the second quarter of warm-up on: for
             the friction, if the deviations are not the units, and the centre.
         num_warmup: The number of draws to tune in.
-        target_statistic: The mean `AbstractIntegrator.acceptance_statistic` to reach.
+        target_statistic: The mean `AbstractIntegrator.acceptance_statistic` to reach; None for an
+            unadjusted integrator.
         adapt_step_size: Whether the step and the friction are tuned.
         adapt_mass_matrix: Whether each coordinate's unit becomes its standard deviation.
     """
@@ -71,7 +81,7 @@ class Adaptation(eqx.Module):
     state: HMCAdaptState
     spread: tuple[Array, ...]
     num_warmup: int = eqx.field(static=True)
-    target_statistic: float = eqx.field(static=True)
+    target_statistic: float | None = eqx.field(static=True)
     adapt_step_size: bool = eqx.field(static=True)
     adapt_mass_matrix: bool = eqx.field(static=True)
 
@@ -97,7 +107,7 @@ class Adaptation(eqx.Module):
             adapt_mass_matrix: Whether each coordinate's unit becomes its standard deviation.
         """
         own = integrator.target_accept_prob
-        target_statistic = _STATISTIC_AT_BOUND if own is None else (target_accept_prob or own)
+        target_statistic = None if own is None else (target_accept_prob or own)
         flags = (num_warmup, target_statistic, adapt_step_size, adapt_mass_matrix)
         flat = jnp.ravel(position)
         step_size: Any = jnp.asarray(integrator.step_size, flat.dtype)
@@ -116,7 +126,7 @@ class Adaptation(eqx.Module):
     def integrator(
         self, integrator: AbstractIntegrator, size: Float[Array, ""], max_bias: float
     ) -> AbstractIntegrator:
-        """The integrator with its current step and friction, guarded during tuning.
+        """The integrator with its current step and friction; an unadjusted one is guarded.
 
         Args:
             integrator: The kernel's integrator.
@@ -132,8 +142,7 @@ class Adaptation(eqx.Module):
             tuned = eqx.tree_at(lambda i: i.friction, tuned, to_few_bits(friction))
         if integrator.target_accept_prob is not None:
             return tuned
-        early = self.running & (self.num_draws < self._num_early)
-        return _Guarded(tuned, early, 4 * max_bias**3 * size, size)
+        return _Guarded(tuned, integrator.error_allowance * max_bias**3 * size)
 
     def varied(self, tuned: AbstractIntegrator) -> AbstractIntegrator:
         """The integrator of the next draw: after warm-up, a Metropolis one's step is cut at times.
@@ -153,11 +162,12 @@ class Adaptation(eqx.Module):
         return eqx.tree_at(lambda i: i.step_size, tuned, tuned.step_size * share)
 
     def refreshed(self, target: Target, state: WalkState, key: PRNGKeyArray) -> WalkState:
-        """The state, with a fresh velocity during warm-up."""
+        """The state, with a fresh velocity in the first window of warm-up."""
         if state.velocity is None:
             return state
-        fresh = target.noise(key, state.position)
-        return state._replace(velocity=jnp.where(self.running, fresh, state.velocity))
+        fresh = self.running & (self.num_draws < self._ends[0])
+        velocity = target.noise(key, state.position)
+        return state._replace(velocity=jnp.where(fresh, velocity, state.velocity))
 
     def scale(self, shape: tuple[int, ...]) -> Float[Array, "..."] | float:
         """The factor that multiplies the unit of each coordinate."""
@@ -185,10 +195,13 @@ class Adaptation(eqx.Module):
             self.adapt_step_size,
             self.adapt_mass_matrix,
         )
-        _, update = _adapter(*flags)
         flat = jnp.ravel(position)
         statistic = jnp.zeros((), flat.dtype) if statistic is None else statistic
         statistic = jnp.round(statistic * 2**_BITS) / 2**_BITS
+        if self.target_statistic is None:
+            update = self._update_unadjusted
+        else:
+            _, update = _adapter(*flags)
         state, spread = jax.lax.cond(
             self.running,
             lambda: (
@@ -203,18 +216,41 @@ class Adaptation(eqx.Module):
         return eqx.tree_at(where, self, changed, is_leaf=lambda leaf: leaf is None)
 
     @property
-    def _num_early(self):
-        """The number of draws before the first window, or the last if each restarts the step."""
-        windows = build_adaptation_schedule(self.num_warmup)
-        return windows[-1 if self.adapt_mass_matrix else min(1, len(windows) - 1)].start
+    def _ends(self):
+        """The draws before which the windows of an unadjusted integrator end."""
+        return np.array([int(self.num_warmup * share) for share in _WINDOWS])
+
+    def _update_unadjusted(self, num_draws, statistic, positions, state):
+        """One more draw: the step by its energy error, the units at the ends of windows."""
+        start = jnp.max(jnp.where(num_draws >= self._ends, self._ends, 0))
+        gain = 2 / (num_draws - start + 2)
+        # An error of x times the bound at h stands for one of x (h'/h)^6 at h': h' is where their
+        # mean is one. The weights of the mean rise linearly from the start of the window.
+        mean = 1 + gain * (jnp.maximum(statistic, _LEAST) - 1)
+        step_size = state.step_size * mean.astype(state.step_size.dtype) ** (-1 / 6)
+        state = state._replace(step_size=step_size)
+        if not self.adapt_mass_matrix:
+            return state
+        seen = _WELFORD[1](positions[0], state.mm_state)
+        count, before = seen[-1], state.inverse_mass_matrix
+        # Stan's shrinkage, towards the last variances: a coordinate that is stuck goes on moving.
+        variances = (seen[1] * count / jnp.maximum(count - 1, 1) + 0.005 * before) / (count + 5)
+        ends = jnp.any(num_draws + 1 == self._ends)
+        known = ends & (num_draws >= self._ends[0]) & (count >= 10)
+        return state._replace(
+            inverse_mass_matrix=jnp.where(known, variances, before),
+            mm_state=jax.tree.map(lambda a: jnp.where(ends, jnp.zeros_like(a), a), seen),
+        )
 
     def _friction(self, integrator):
         if self.adapt_mass_matrix:
-            return 0.5
+            return integrator.tuned_friction
         variances: Any = _WELFORD[2](self.spread)[0]
         widest = jnp.sqrt(jnp.max(variances))
         known = (self.spread[-1] >= 10) & (widest > 0)
-        return jnp.where(known, 0.5 / jnp.where(known, widest, 1), integrator.friction)
+        return jnp.where(
+            known, integrator.tuned_friction / jnp.where(known, widest, 1), integrator.friction
+        )
 
     def _spread_with(self, flat):
         early = self.num_draws < self.num_warmup // 4
@@ -223,17 +259,15 @@ class Adaptation(eqx.Module):
 
 
 class _Guarded(AbstractIntegrator):
-    """An unadjusted integrator that rejects wild steps, and early in warm-up any that MH would."""
+    """An unadjusted integrator that rejects wild steps, and returns what they are tuned by."""
 
     integrator: AbstractIntegrator
-    early: Array
     bound: Float[Array, ""]
-    size: Float[Array, ""]
     step_size: float | Float[Array, ""]
     target_accept_prob: ClassVar[float | None] = None
 
-    def __init__(self, integrator, early, bound, size):
-        self.integrator, self.early, self.bound, self.size = integrator, early, bound, size
+    def __init__(self, integrator, bound):
+        self.integrator, self.bound = integrator, bound
         self.step_size = integrator.step_size
 
     def init(self, target: Target, position, key) -> WalkState:
@@ -243,24 +277,16 @@ class _Guarded(AbstractIntegrator):
     def step(self, target, state, key):
         """The inner integrator's step, or the old state with its velocity reversed.
 
-        Returns with it not the energy error but what `acceptance_statistic` needs of it.
+        Returns with it the square of its energy error over the bound, 100 at most.
         """
-        key_accept = jax.random.fold_in(key, 1)
         proposal, energy_error = self.integrator.step(target, state, key)
         # Rounding alone makes an error of some eps times the potential.
         noise = 8 * jnp.finfo(energy_error.dtype).eps * jnp.abs(state.potential)
         relative = energy_error**2 / jnp.maximum(self.bound, noise**2)
-        draw = jax.random.exponential(key_accept, dtype=energy_error.dtype)
-        accepted = jnp.where(self.early, draw > energy_error, relative < 100)
-        accepted &= jnp.isfinite(proposal.potential)
+        accepted = (relative < _WILD) & jnp.isfinite(proposal.potential)
         turned = self.integrator.turned(target, state)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, turned)
-        statistic = jnp.where(
-            self.early,
-            accept_prob(energy_error),
-            jnp.where(jnp.isnan(relative), 0, jnp.exp(-relative / _effective(1, self.size))),
-        )
-        return chosen, statistic
+        return chosen, jnp.where(accepted, relative, _WILD)
 
     def observe(self, target, state):
         """As for the inner integrator."""
@@ -271,21 +297,8 @@ class _Guarded(AbstractIntegrator):
         return self.integrator.resumed(target, seen)
 
     def acceptance_statistic(self, energy_error):
-        """What `step` returned: early, the acceptance probability, whose target is then 0.577.
-
-        Later exp(-energy_error^2 / variance): 1 / sqrt(3) on average at the bound.
-        """
+        """What `step` returned."""
         return energy_error
-
-
-def _effective(variance, size):
-    """The v at which exp(-e^2 / v) is 1 / sqrt(3) on average, for an error e of that variance.
-
-    On a Gaussian, e is a sum over coordinates of products of two normal numbers. Its tails are
-    heavier than normal, so v is smaller for small d. This is a fit to E (1 + 2 q / (k d))^-1/2
-    = 1 / sqrt(3), q ~ chi^2_d, k = v / variance, accurate to 0.2%.
-    """
-    return variance / (1 + 1 / size + 0.55 / size**2 + 0.08 / size**4)
 
 
 def to_few_bits(value):

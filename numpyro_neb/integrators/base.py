@@ -104,12 +104,17 @@ class AbstractIntegrator(eqx.Module):
         gradients_to_place: The gradients that it takes to put a walk at another position, by
             `observe`, the target and `resumed`.
         least_coordinates: The number of coordinates that have to move.
+        error_allowance: The a for which an unadjusted walk whose energy errors have a variance of
+            a b^3 per coordinate widens variances by a fraction b at most: see `Adaptation`.
+        tuned_friction: The friction that warm-up sets, in units of the widest deviation.
     """
 
     step_size: eqx.AbstractVar[float | Float[Array, ""]]
     target_accept_prob: ClassVar[float | None] = None
     gradients_to_place: ClassVar[int] = 1
     least_coordinates: ClassVar[int] = 1
+    error_allowance: ClassVar[float] = 4.0
+    tuned_friction: ClassVar[float] = 0.5
 
     @abc.abstractmethod
     def init(self, target: Target, position: Float[Array, "..."], key: PRNGKeyArray) -> WalkState:

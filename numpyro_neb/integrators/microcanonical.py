@@ -57,6 +57,8 @@ class Microcanonical(AbstractIntegrator):
     step_size: float | Float[Array, ""] = 1.0
     friction: float | Float[Array, ""] = 0.2
     least_coordinates: ClassVar[int] = 2
+    error_allowance: ClassVar[float] = 40.0
+    tuned_friction: ClassVar[float] = 0.25
 
     def __check_init__(self):
         _check(self)
@@ -111,6 +113,7 @@ class MAMS(AbstractIntegrator):
     friction: float | Float[Array, ""] = 0.2
     target_accept_prob: ClassVar[float | None] = 0.9
     least_coordinates: ClassVar[int] = 2
+    tuned_friction: ClassVar[float] = 0.25
 
     def __check_init__(self):
         _check(self)

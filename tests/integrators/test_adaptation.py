@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import targets
 from numpyro.infer import MCMC
-from scipy import integrate, stats
 
 import numpyro_neb as neb
 from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
-from numpyro_neb.integrators.adaptation import _effective, to_few_bits
+from numpyro_neb.integrators.adaptation import Adaptation, to_few_bits
 
 pytestmark = pytest.mark.statistical
 
@@ -66,11 +65,24 @@ def test_ula_is_tuned_to_the_stated_bias(d, max_bias):
     assert 0.4 * max_bias < np.median(bias) <= max_bias * (1 + 2 * max_bias)
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 8, 64])
-def test_the_statistic_at_the_bound_is_the_target_in_every_dimension(d):
-    share = float(_effective(1.0, float(d)))
-    root = lambda u: (1 + 2 * stats.chi2.ppf(u, d) / (share * d)) ** -0.5  # noqa: E731
-    np.testing.assert_allclose(integrate.quad(root, 0, 1)[0], 3**-0.5, rtol=2e-3)
+@pytest.mark.parametrize("right", [1e-3, 0.3, 20.0])
+def test_a_step_goes_to_where_the_mean_square_of_its_error_is_the_bound(right):
+    """Squares of mean (h / right)^6: most are tiny, and 3% are above ten times that."""
+    settings = {"num_warmup": 4000, "target_accept_prob": None}
+    adaptation = Adaptation.start(
+        BAOAB(), jnp.zeros(2), adapt_step_size=True, adapt_mass_matrix=False, **settings
+    )
+    rng = np.random.default_rng(0)
+    squares = jnp.asarray(rng.gamma(0.05, 20.0, size=4000), float)
+
+    def step(adaptation, square):
+        error = jnp.minimum(square * (adaptation.state.step_size / right) ** 6, 100)
+        return adaptation.update(error, jnp.zeros(2)), None
+
+    found = float(jax.lax.scan(step, adaptation, squares)[0].state.step_size)
+    # 1,600 squares of variance 20, their weights rising linearly, under a sixth root.
+    error = np.sqrt(20 * 4 / 3 / 1600) / 6
+    targets.within(np.log(found), np.log(right), error)
 
 
 def test_a_fresh_velocity_shares_no_randomness_with_the_steps():
