@@ -107,9 +107,8 @@ def german_credit(folder: Path) -> Target:
     def model():
         scale: Any = numpyro.sample("global_scale", dist.Gamma(0.5, 0.5))
         local: Any = numpyro.sample("local_scales", dist.Gamma(0.5, 0.5).expand([25]).to_event(1))
-        weights: Any = numpyro.sample(
-            "unscaled_weights", dist.Normal(0, 1).expand([25]).to_event(1)
-        )
+        normal = dist.Normal(0, 1).expand([25]).to_event(1)
+        u: Any = numpyro.sample("unscaled_weights", normal)
         numpyro.sample("bad", dist.Bernoulli(logits=x @ (u * local * scale)), obs=bad)
 
     return Target(model, *_truth(_rows(folder / "german_credit_truth.csv")), 60, 16)

@@ -31,7 +31,7 @@ class Fixed(NamedTuple):
 
     draw: dict
     num_steps: jax.Array
-    count: jax.Array
+    drawn: jax.Array
 
 
 class FixedKernel:
@@ -42,8 +42,8 @@ class FixedKernel:
 
     def sample(self, state, model_args, model_kwargs):
         del model_args, model_kwargs
-        x = jnp.where(state.count == 1, 3.0, 1.0)
-        return Fixed({"x": x}, jnp.full_like(state.count, 7), state.count + 1)
+        x = jnp.where(state.drawn == 1, 3.0, 1.0)
+        return Fixed({"x": x}, jnp.full_like(state.drawn, 7), state.drawn + 1)
 
 
 def test_gradients_until_the_mean_square_is_good():
