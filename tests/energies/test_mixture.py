@@ -9,6 +9,8 @@ import targets
 import numpyro_neb as neb
 from numpyro_neb.posteriors import components
 
+pytestmark = pytest.mark.statistical
+
 RNG = np.random.default_rng(0)
 LOCS = RNG.normal(size=(6, 3)) * 2 + 5
 LOG_WEIGHTS = RNG.normal(size=6)
@@ -106,7 +108,6 @@ def test_one_dimensional_data():
     assert energy.sample(jax.random.key(0), (4,)).shape == (4,)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(("log_weights", "covariances"), CASES)
 def test_blocks_do_not_show(log_weights, covariances, x64, strict, monkeypatch):
     """Six components in two blocks, which overlap: values and derivatives of every kind."""

@@ -11,6 +11,8 @@ import numpyro_neb as neb
 from numpyro_neb.energies.base import draws_at
 from numpyro_neb.posteriors.levels import NUM_LEVELS, LevelsPosterior, down, flowed, geometric
 
+pytestmark = pytest.mark.statistical
+
 KEY = jax.random.key(0)
 LINE = neb.MixtureEnergy(
     np.array([-1.0, 0.5, 2.0]), 1.0, np.log([0.3, 0.5, 0.2]), np.full((3, 1, 1), 0.04)

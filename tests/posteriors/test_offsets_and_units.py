@@ -12,6 +12,8 @@ import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import Diagonal, Isotropic, LinearisedPosterior
 from numpyro_neb.posteriors.spreads import floor
 
+pytestmark = pytest.mark.statistical
+
 RNG = np.random.default_rng(0)
 SIGMA = np.float32(0.3)
 

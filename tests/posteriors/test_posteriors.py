@@ -14,6 +14,8 @@ import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import Diagonal, Full, Isotropic, LinearisedPosterior
 from numpyro_neb.posteriors.spreads import floor, projected_root
 
+pytestmark = pytest.mark.statistical
+
 RNG = np.random.default_rng(11)
 ROOTS = RNG.normal(size=(3, 2, 2)) / 2
 SIGMA, Y = 0.7, np.array([0.4, -0.9])
@@ -140,7 +142,6 @@ def test_linearised_is_exact_for_a_gaussian(x64):
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("energy", [SPIKE, MODES], ids=["spike and slab", "two modes"])
 @pytest.mark.parametrize("y", [0.1, 1.0])
 def test_laws_that_are_no_gaussians(energy, y, x64):
@@ -364,7 +365,6 @@ def test_a_point_mass_counts_on_both_sides_of_zero():
     np.testing.assert_allclose(found.lfsr, np.minimum(below, above), rtol=1e-5)
 
 
-@pytest.mark.statistical
 def test_quantiles_at_a_point_mass():
     """The least value whose cdf reaches q, and intervals that hold what they claim."""
     q = jnp.array([1e-3, 0.05, 0.3, 0.5, 0.8, 0.95, 0.999])

@@ -10,6 +10,8 @@ from scipy import stats
 
 import numpyro_neb as neb
 
+pytestmark = pytest.mark.statistical
+
 
 def clusters(d, sigma=0.5):
     """Three narrow, rotated clusters about one apart, of unlike weights."""
@@ -41,7 +43,6 @@ def changes_of_variables(d):
     return np.asarray(found, float), stats.norm.logpdf(np.asarray(eps, float)).sum(1)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("d", [1, 2, 4])
 def test_noise_is_standard_normal(d, x64):
     found, exact = changes_of_variables(d)
@@ -82,7 +83,6 @@ def test_one_component_is_linear():
     np.testing.assert_allclose(around, exact, rtol=1e-5)
 
 
-@pytest.mark.statistical
 def test_derivatives_of_two_orders(x64):
     energy = clusters(2)
 
