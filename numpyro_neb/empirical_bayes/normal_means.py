@@ -73,7 +73,7 @@ def fit_mixture(
     - "scale_mixture": a mixture of N(mode, tau^2) over tau, zero included (Stephens 2017).
     - "unimodal": of any law with one mode: uniform laws that start or end there (Stephens 2017).
       Both are fitted with three more observations of exactly the mode, so that sign rates hold.
-    - "spline": of a smooth log density, a natural spline of dimension 5 (Efron 2016).
+    - "spline": of a smooth log density, a natural spline of dimension 7 (5 for counts; Efron 2016).
 
     The nonparametric estimate has the least squared error if nothing is known of X, but its
     intervals are too short: for intervals and sign rates take "scale_mixture" if X has a mode that

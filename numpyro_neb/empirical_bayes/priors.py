@@ -142,7 +142,7 @@ def unimodal(data: NormalData, mode: float, solver: Solver) -> NormalMixture:
     )
 
 
-def spline(data: NormalData, degrees: int = 5, penalty: float = 1.0) -> NormalMixture:
+def spline(data: NormalData, degrees: int = 7, penalty: float = 1.0) -> NormalMixture:
     """A density whose logarithm is a natural cubic spline, in cells over the range of y."""
     low, high = data.y.min(), data.y.max()
     count = int(np.clip(np.ceil((high - low) / (0.25 * data.sigma.min())), 20, _MOST_CELLS))
