@@ -36,7 +36,7 @@ from numpyro_neb.geometry import critical_sigma, overlap_regimes, sphere_overlap
 from numpyro_neb.memories import Memories, recall
 from numpyro_neb.models import SmoothedDensity, learned_prior
 from numpyro_neb.priors import prior_from_draws
-from numpyro_neb.sampling import WalkJumpKernel
+from numpyro_neb.sampling import LevelsKernel, WalkJumpKernel
 from numpyro_neb.streaming import stream
 from numpyro_neb.tables import Standardizer
 from numpyro_neb.training import (
@@ -58,6 +58,7 @@ __all__ = [
     "ConditionalEnergy",
     "Evaluation",
     "FitResult",
+    "LevelsKernel",
     "MaximumLikelihood",
     "Memories",
     "MixtureEnergy",

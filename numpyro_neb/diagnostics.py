@@ -27,6 +27,7 @@ from numpyro_neb._internal.checks import kind, require
 from numpyro_neb._internal.numpyro_mcmc import model_arguments
 from numpyro_neb.sampling.bias import measure_bias
 from numpyro_neb.sampling.kernel import WalkJumpKernel
+from numpyro_neb.sampling.levels import LevelsKernel
 from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
 
 __all__ = ["refreshed_bfmi", "to_arviz"]
@@ -48,7 +49,7 @@ def to_arviz(
     key: PRNGKeyArray | None = None,
     latents: bool = False,
 ) -> Any:
-    """The draws of an `MCMC(WalkJumpKernel(...))`, or of a `MixtureFit`, as ArviZ data.
+    """The draws of an MCMC of a `WalkJumpKernel` or `LevelsKernel`, or of a fit, as ArviZ data.
 
     For a walk on an energy, `posterior` holds the walk `y` and the jumps `x`, and `constant_data`
     its `sigma`, `loc` and `scale` (and `frozen`). For a model, `posterior` holds the sites and
@@ -95,7 +96,7 @@ def to_arviz(
         An `arviz.InferenceData` under ArviZ 0.x, an `xarray.DataTree` under 1.x.
 
     Raises:
-        TypeError: If `mcmc` is neither an MCMC of a `WalkJumpKernel` nor a `MixtureFit`, or an
+        TypeError: If `mcmc` is neither an MCMC of one of the kernels nor a `MixtureFit`, or an
             argument is only for the other of the two.
         ValueError: If it has not run, `warmup` does not fit its chains, num_samples is not a
             positive int, or a site has a slash in its name, as `numpyro.handlers.scope` makes
@@ -128,7 +129,7 @@ def to_arviz(
         return mcmc.to_arviz(key, coords, dims, num_samples=count)
     without = num_samples is None and key is None
     require(without, "num_samples and key are for a MixtureFit: an MCMC has its draws", TypeError)
-    check_walk(mcmc, ", or a MixtureFit", has_run=True)
+    kernel = check_walk(mcmc, ", or a MixtureFit", has_run=True, levels=True)
     mcmc = cast(MCMC, mcmc)
     diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
     held, wanted = diverging.shape[1], mcmc.num_samples // mcmc.thinning
@@ -146,7 +147,7 @@ def to_arviz(
         log_likelihood=log_likelihood is not False,
     )
     _widen_jumps(data["posterior"])
-    measure_bias(data, check_walk(mcmc).max_bias)
+    measure_bias(data, kernel.max_bias)
     for name in () if latents else data["posterior"].attrs.get("latents", ()):
         for group in {"posterior", "prior"} & set(datasets(data)):
             for variable in {name, f"{name}_jump"} & set(data[group].data_vars):
@@ -213,8 +214,10 @@ def log_densities(data: Any) -> tuple[int, Float[np.ndarray, "chain draw"]]:
         ) from None
 
 
-def check_walk(mcmc: Any, alternative: str = "", *, has_run: bool = False) -> WalkJumpKernel:
-    """The kernel of an `MCMC(WalkJumpKernel(...))`.
+def check_walk(
+    mcmc: Any, alternative: str = "", *, has_run: bool = False, levels: bool = False
+) -> Any:
+    """The kernel of an `MCMC(WalkJumpKernel(...))`, or of a `LevelsKernel` if `levels`.
 
     Raises:
         TypeError: If it is anything else.
@@ -223,7 +226,8 @@ def check_walk(mcmc: Any, alternative: str = "", *, has_run: bool = False) -> Wa
     found, kernel = kind(mcmc), getattr(mcmc, "sampler", None)
     if isinstance(mcmc, MCMC):
         found += f" of {type(kernel).__name__}: arviz.from_numpyro takes it"
-    if not isinstance(mcmc, MCMC) or not isinstance(kernel, WalkJumpKernel):
+    kernels = (WalkJumpKernel, LevelsKernel) if levels else WalkJumpKernel
+    if not isinstance(mcmc, MCMC) or not isinstance(kernel, kernels):
         raise TypeError(f"mcmc must be an MCMC of a WalkJumpKernel{alternative}, got {found}")
     ran = mcmc.last_state is not None or not has_run
     require(ran, "mcmc must have run: call mcmc.run(key) first")
@@ -244,7 +248,7 @@ def from_walk(
     """`to_arviz` for an MCMC known to be a walk that has run, without the warning."""
     import arviz as az
 
-    kernel, density, latents = check_walk(mcmc), None, []
+    kernel, density, latents = check_walk(mcmc, levels=True), None, []
     last_state: Any = mcmc.last_state
     args, kwargs = model_arguments(mcmc)
     own = {name: list(names) for name, names in (dims or {}).items()}
@@ -413,6 +417,8 @@ def _prior_groups(prior, density, posterior):
 def _num_coordinates(mcmc):
     """The number of coordinates of a chain that move."""
     state = mcmc.last_state
+    if isinstance(mcmc.sampler, LevelsKernel):
+        return state.position.shape[-1]
     position, unit = state.walk.position, state.unit
     if mcmc.num_chains > 1:
         position, unit = position[0], unit[0]

@@ -24,7 +24,7 @@ ARROWS = {
     "training": {"_internal", "energies", "integrators", "models"},
     "files": {"_internal", "energies"},
     "memories": {"_internal", "empirical_bayes", "energies"},
-    "sampling": {"_internal", "energies", "integrators", "models"},
+    "sampling": {"_internal", "energies", "integrators", "models", "posteriors"},
     "evaluation": {"_internal", "empirical_bayes", "energies", "integrators"},
     "priors": {
         "_internal",

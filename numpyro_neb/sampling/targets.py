@@ -3,11 +3,13 @@
 import abc
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.distributions import (
@@ -252,6 +254,15 @@ class ModelDensity(AbstractDensity):
             density: Any = smoothed_density(sites[name]["fn"])
             found[f"{name}_jump"] = for_compiled_loops(density.denoise)(values[name])
         return found
+
+    def coordinates(self, name: str) -> np.ndarray:
+        """True for the coordinates of a position that belong to a site.
+
+        Args:
+            name: The site's name.
+        """
+        parts = [np.full(prod(site.shape), site.name == name) for site in self._sites]
+        return np.concatenate(parts)
 
     def constant_sigmas(self, first: dict[str, dict[str, Any]]) -> dict[str, Float[Array, "..."]]:
         """Each `SmoothedDensity` site's sigma, observed or not, if no latent site changes it.

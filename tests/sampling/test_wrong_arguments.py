@@ -33,6 +33,16 @@ class Shapes:
 
 ROWS = (
     Rows(
+        neb.LevelsKernel,
+        {"model": lambda: None},
+        [
+            *wrong_functions("model"),
+            *wrong_counts("num_steps", least=32),
+            *wrong_numbers("max_sigma", none=False),
+            Wrong("integrator", {"integrator": 3}, TypeError, "integrator must be one of"),
+        ],
+    ),
+    Rows(
         neb.WalkJumpKernel,
         {"energy": MIXTURE},
         [
