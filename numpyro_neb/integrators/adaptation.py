@@ -1,34 +1,52 @@
 """Tuning a walk in warm-up: its step, its friction, and the scale of each coordinate."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from numpyro.infer.hmc_util import (
-    HMCAdaptState,
-    warmup_adapter,
-    welford_covariance,
-)
+from numpyro.infer.hmc_util import dual_averaging, welford_covariance
 
 from numpyro_neb.integrators.base import (
     AbstractIntegrator,
     Target,
     WalkState,
+    accept_prob,
+    kinetic,
 )
 
 # Its initial state, its update with a draw, and the final variances.
 _WELFORD = welford_covariance(diagonal=True)
+# Its state for a first log step, and its update with an error of the statistic.
+_AVERAGING = dual_averaging()
+# The shares of warm-up after which windows end.
+_WINDOWS = (0.1, 0.25, 0.6)
 # A step is wild if the square of its energy error is this multiple of the variance aimed at.
 _WILD = 100.0
 # The least mean of these squares that counts: in one draw, a step grows twofold at most.
 _LEAST = 2.0**-6
-# The parts of warm-up before the first window of the units, and to the ends of the windows.
-_WINDOWS = (0.1, 0.25, 0.6)
+# A velocity is hot if its norm is beyond that of a standard normal by this: see `Target.force`.
+_HOT = 6.0
 # The precision of what warm-up measures and sets, in bits: see `to_few_bits`.
 _BITS = 10
+
+
+class Tuned(NamedTuple):
+    """What is tuned so far.
+
+    Attributes:
+        step_size: The step.
+        inverse_mass_matrix: The variance of each coordinate, in units of length.
+        averaging: The state of NumPyro's dual averaging; () for an unadjusted integrator.
+        moments: Welford's sums over the current window.
+    """
+
+    step_size: Float[Array, ""]
+    inverse_mass_matrix: Float[Array, " d"]
+    averaging: tuple[Array, ...]
+    moments: tuple[Array, ...]
 
 
 class Adaptation(eqx.Module):
@@ -38,7 +56,7 @@ class Adaptation(eqx.Module):
     Welford's sums, the step, and the friction.
 
     - The step of a Metropolis integrator is tuned to a target acceptance rate by NumPyro's dual
-      averaging, and its deviations are those of NumPyro's windows.
+      averaging, restarted in each window.
     - That of an unadjusted one is tuned to an energy error of mean square v = a b^3 d per step, d
       the number of coordinates and a the integrator's `error_allowance`. A leapfrog step of h on
       N(0, s^2) makes an energy error of variance (h/s)^6 / 16 per coordinate and widens the
@@ -50,8 +68,6 @@ class Adaptation(eqx.Module):
       The mean is over the current window, later draws weigh more, and a square counts as 100 v at
       most: rare large errors do count, but a single one can't undo the tuning. As the square grows
       as h^6, each draw gives the step at which the mean would be v.
-      Windows end after a tenth, a quarter and six tenths of warm-up; the second and third set the
-      deviations.
     - The friction is `tuned_friction` / max_i s_i: 1/2, a quarter of critical damping for the
       widest coordinate, and 1/4 for the microcanonical walks, which keep their speed.
 
@@ -67,7 +83,7 @@ class Adaptation(eqx.Module):
 
     Attributes:
         num_draws: Draws so far.
-        state: NumPyro's state of the tuning.
+        state: What is tuned so far.
         spread: Welford's mean and sum of squares of y from the second quarter of warm-up on: for
             the friction, if the deviations are not the units, and the centre.
         num_warmup: The number of draws to tune in.
@@ -78,7 +94,7 @@ class Adaptation(eqx.Module):
     """
 
     num_draws: Int[Array, ""]
-    state: HMCAdaptState
+    state: Tuned
     spread: tuple[Array, ...]
     num_warmup: int = eqx.field(static=True)
     target_statistic: float | None = eqx.field(static=True)
@@ -110,13 +126,11 @@ class Adaptation(eqx.Module):
         target_statistic = None if own is None else (target_accept_prob or own)
         flags = (num_warmup, target_statistic, adapt_step_size, adapt_mass_matrix)
         flat = jnp.ravel(position)
-        step_size: Any = jnp.asarray(integrator.step_size, flat.dtype)
-        init, _ = _adapter(*flags)
-        state = init((flat,), jax.random.key(0), step_size, mass_matrix_size=flat.size)
-        # Nothing here is random: the key would only be carried along.
-        state = state._replace(rng_key=None)
-        spread: Any = _WELFORD[0](flat.size)
-        return cls(jnp.zeros((), int), state, spread, *flags)
+        step_size = jnp.asarray(integrator.step_size, flat.dtype)
+        averaging = () if own is None else _averaging(step_size)
+        moments: Any = _WELFORD[0](flat.size)
+        state = Tuned(step_size, jnp.ones_like(flat), averaging, moments)
+        return cls(jnp.zeros((), int), state, moments, *flags)
 
     @property
     def running(self) -> Array:
@@ -142,7 +156,8 @@ class Adaptation(eqx.Module):
             tuned = eqx.tree_at(lambda i: i.friction, tuned, to_few_bits(friction))
         if integrator.target_accept_prob is not None:
             return tuned
-        return _Guarded(tuned, integrator.error_allowance * max_bias**3 * size)
+        bound = integrator.error_allowance * max_bias**3 * size
+        return _Guarded(tuned, self.running & self._settling, bound)
 
     def varied(self, tuned: AbstractIntegrator) -> AbstractIntegrator:
         """The integrator of the next draw: after warm-up, a Metropolis one's step is cut at times.
@@ -162,12 +177,13 @@ class Adaptation(eqx.Module):
         return eqx.tree_at(lambda i: i.step_size, tuned, tuned.step_size * share)
 
     def refreshed(self, target: Target, state: WalkState, key: PRNGKeyArray) -> WalkState:
-        """The state, with a fresh velocity in the first window of warm-up."""
+        """The state, with a fresh velocity if it is hot in warm-up."""
         if state.velocity is None:
             return state
-        fresh = self.running & (self.num_draws < self._ends[0])
-        velocity = target.noise(key, state.position)
-        return state._replace(velocity=jnp.where(fresh, velocity, state.velocity))
+        fresh = target.noise(key, state.position)
+        moving = jnp.sum(jnp.broadcast_to(target.unit, fresh.shape) > 0)
+        hot = 2 * kinetic(state.velocity) > (jnp.sqrt(moving) + _HOT) ** 2
+        return state._replace(velocity=jnp.where(self.running & hot, fresh, state.velocity))
 
     def scale(self, shape: tuple[int, ...]) -> Float[Array, "..."] | float:
         """The factor that multiplies the unit of each coordinate."""
@@ -189,58 +205,65 @@ class Adaptation(eqx.Module):
             statistic: The mean of `AbstractIntegrator.acceptance_statistic` over the draw's steps.
             position: Where the walk is, in its unit.
         """
-        flags = (
-            self.num_warmup,
-            self.target_statistic,
-            self.adapt_step_size,
-            self.adapt_mass_matrix,
-        )
         flat = jnp.ravel(position)
         statistic = jnp.zeros((), flat.dtype) if statistic is None else statistic
         statistic = jnp.round(statistic * 2**_BITS) / 2**_BITS
-        if self.target_statistic is None:
-            update = self._update_unadjusted
-        else:
-            _, update = _adapter(*flags)
         state, spread = jax.lax.cond(
             self.running,
-            lambda: (
-                update(self.num_draws, statistic, (flat,), self.state),
-                self._spread_with(flat),
-            ),
+            lambda: (self._tuned(statistic, flat), self._spread_with(flat)),
             lambda: (self.state, self.spread),
         )
         changed = (self.num_draws + 1, state, spread)
         where = lambda a: (a.num_draws, a.state, a.spread)  # noqa: E731
-        # NumPyro's state holds None in place of a key.
-        return eqx.tree_at(where, self, changed, is_leaf=lambda leaf: leaf is None)
+        return eqx.tree_at(where, self, changed)
+
+    @property
+    def _settling(self):
+        return self.num_draws < self._ends[0]
 
     @property
     def _ends(self):
-        """The draws before which the windows of an unadjusted integrator end."""
+        """The numbers of draws after which windows end."""
         return np.array([int(self.num_warmup * share) for share in _WINDOWS])
 
-    def _update_unadjusted(self, num_draws, statistic, positions, state):
-        """One more draw: the step by its energy error, the units at the ends of windows."""
-        start = jnp.max(jnp.where(num_draws >= self._ends, self._ends, 0))
-        gain = 2 / (num_draws - start + 2)
-        # An error of x times the bound at h stands for one of x (h'/h)^6 at h': h' is where their
-        # mean is one. The weights of the mean rise linearly from the start of the window.
-        mean = 1 + gain * (jnp.maximum(statistic, _LEAST) - 1)
-        step_size = state.step_size * mean.astype(state.step_size.dtype) ** (-1 / 6)
-        state = state._replace(step_size=step_size)
+    def _tuned(self, statistic, flat):
+        """The state after one more draw."""
+        count = self.num_draws + 1
+        ends = jnp.any(count == self._ends)
+        state = self._with_step(statistic, ends | (count == self.num_warmup))
         if not self.adapt_mass_matrix:
             return state
-        seen = _WELFORD[1](positions[0], state.mm_state)
-        count, before = seen[-1], state.inverse_mass_matrix
+        seen: Any = _WELFORD[1](flat, state.moments)
+        number, before = seen[-1], state.inverse_mass_matrix
         # Stan's shrinkage, towards the last variances: a coordinate that is stuck goes on moving.
-        variances = (seen[1] * count / jnp.maximum(count - 1, 1) + 0.005 * before) / (count + 5)
-        ends = jnp.any(num_draws + 1 == self._ends)
-        known = ends & (num_draws >= self._ends[0]) & (count >= 10)
+        unbiased = seen[1] / jnp.maximum(number - 1, 1)
+        variances = (number * unbiased + 0.005 * before) / (number + 5)
+        known = ends & (count > self._ends[0]) & (number >= 10)
         return state._replace(
-            inverse_mass_matrix=jnp.where(known, variances, before),
-            mm_state=jax.tree.map(lambda a: jnp.where(ends, jnp.zeros_like(a), a), seen),
+            inverse_mass_matrix=jnp.where(known, variances, before).astype(before.dtype),
+            moments=jax.tree.map(lambda a: jnp.where(ends, jnp.zeros_like(a), a), seen),
         )
+
+    def _with_step(self, statistic, ends):
+        state = self.state
+        if self.target_statistic is None:
+            start = jnp.max(jnp.where(self.num_draws >= self._ends, self._ends, 0))
+            gain = 2 / (self.num_draws - start + 2)
+            # A square of x times the bound at h stands for one of x (h'/h)^6 at h': h' is where
+            # their mean is one. Their weights rise linearly from the start of the window.
+            mean = 1 + gain * (jnp.maximum(statistic, _LEAST) - 1)
+            settled = state.step_size * mean ** (-1 / 6)
+            # From far away: two steps in three accepted, and no memory.
+            settling = state.step_size * (0.5 + statistic / 2) ** -0.5
+            step_size = jnp.where(self._settling, settling, settled)
+            return state._replace(step_size=step_size.astype(state.step_size.dtype))
+        averaging: Any = _AVERAGING[1](self.target_statistic - statistic, state.averaging)
+        step_size = jnp.exp(jnp.where(ends, averaging[1], averaging[0]))
+        smallest = jnp.finfo(state.step_size.dtype).tiny
+        step_size = jnp.maximum(step_size, smallest).astype(state.step_size.dtype)
+        keep = lambda new, old: jnp.where(ends, new, old)  # noqa: E731
+        averaging = jax.tree.map(keep, _averaging(step_size), averaging)
+        return state._replace(step_size=step_size, averaging=averaging)
 
     def _friction(self, integrator):
         if self.adapt_mass_matrix:
@@ -262,12 +285,13 @@ class _Guarded(AbstractIntegrator):
     """An unadjusted integrator that rejects wild steps, and returns what they are tuned by."""
 
     integrator: AbstractIntegrator
+    settling: Array
     bound: Float[Array, ""]
     step_size: float | Float[Array, ""]
     target_accept_prob: ClassVar[float | None] = None
 
-    def __init__(self, integrator, bound):
-        self.integrator, self.bound = integrator, bound
+    def __init__(self, integrator, settling, bound):
+        self.integrator, self.settling, self.bound = integrator, settling, bound
         self.step_size = integrator.step_size
 
     def init(self, target: Target, position, key) -> WalkState:
@@ -277,16 +301,20 @@ class _Guarded(AbstractIntegrator):
     def step(self, target, state, key):
         """The inner integrator's step, or the old state with its velocity reversed.
 
-        Returns with it the square of its energy error over the bound, 100 at most.
+        Returns with it the square of its energy error over the bound, 100 at most; while the walk
+        settles, three times its probability of rejection.
         """
         proposal, energy_error = self.integrator.step(target, state, key)
         # Rounding alone makes an error of some eps times the potential.
         noise = 8 * jnp.finfo(energy_error.dtype).eps * jnp.abs(state.potential)
         relative = energy_error**2 / jnp.maximum(self.bound, noise**2)
-        accepted = (relative < _WILD) & jnp.isfinite(proposal.potential)
+        draw = jax.random.exponential(jax.random.fold_in(key, 1), dtype=energy_error.dtype)
+        accepted = jnp.where(self.settling, draw > energy_error, relative < _WILD)
+        accepted &= jnp.isfinite(proposal.potential)
         turned = self.integrator.turned(target, state)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, turned)
-        return chosen, jnp.where(accepted, relative, _WILD)
+        square = jnp.where(relative < _WILD, relative, _WILD)  # also for NaN
+        return chosen, jnp.where(self.settling, 3 - 3 * accept_prob(energy_error), square)
 
     def observe(self, target, state):
         """As for the inner integrator."""
@@ -310,10 +338,7 @@ def to_few_bits(value):
     return jnp.ldexp(jnp.round(mantissa * 2**_BITS) / 2**_BITS, exponent)
 
 
-def _adapter(num_warmup, target_statistic, adapt_step_size, adapt_mass_matrix):
-    return warmup_adapter(
-        num_warmup,
-        adapt_step_size=adapt_step_size,
-        adapt_mass_matrix=adapt_mass_matrix,
-        target_accept_prob=target_statistic,
-    )
+def _averaging(step_size):
+    """Dual averaging from a step on, with its centre at ten times that."""
+    init: Any = _AVERAGING[0]
+    return init(jnp.log(10) + jnp.log(step_size))

@@ -89,6 +89,8 @@ def test_a_fresh_velocity_shares_no_randomness_with_the_steps():
     """One step a draw: with a key in common, the noise of the step repeats the velocity's."""
     kernel = tuned(GHMC(friction=1e-6), num_steps=1, adapt_mass_matrix=False)
     state = kernel.init(jax.random.key(0), 10**6, None)
+    hot = state.walk._replace(velocity=100 * state.walk.velocity)
+    state = state._replace(walk=hot)
     keys = jax.random.split(jax.random.key(1), 4000)
     drawn = jax.vmap(lambda key: kernel.sample(state._replace(rng_key=key)))(keys)
     # The acceptance follows from the velocity alone: without a common key, those accepted and the
