@@ -97,3 +97,14 @@ def test_names_in_the_table_exist():
         found = neb
         for part in name.split("."):
             found = getattr(found, part)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_the_page_on_inverse_problems_runs_as_printed():
+    names = names_after_running((ROOT / "docs" / "inverse_problems.md").read_text())
+    truth, mean = names["truth"], np.asarray(names["mean"])
+    assert np.mean((mean - truth) ** 2) < np.mean((names["train"].mean(0) - truth) ** 2) / 2
+    assert names["replicated"].shape == (200, 64)
+    assert float(names["data"].posterior["x"].std()) > 0
+    assert 0.05 < np.mean(names["draws"]["noise"]) < 0.15
