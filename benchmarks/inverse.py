@@ -161,7 +161,7 @@ def images(arguments: argparse.Namespace) -> None:
         if arguments.save:
             neb.save(arguments.save, family)
     x, energy = test[: arguments.images], family.at(SIGMA)
-    settings = {"num_steps": arguments.steps, "num_draws": arguments.draws}
+    counted = {"num_steps": arguments.steps, "num_draws": arguments.draws}
     print(
         "| problem | error | Gaussian | | coverage | varying | noise | R-hat | ESS | CPU | clock |"
     )
@@ -170,11 +170,11 @@ def images(arguments: argparse.Namespace) -> None:
         if name in (arguments.problems or name):
             seen = learned_prior.observed(matrix, x)
             model = linear(energy, matrix)
-            run = lambda m=model, s=seen: posterior(m, energy, s, **settings)  # noqa: E731
+            run = lambda m=model, s=seen: posterior(m, energy, s, **counted)  # noqa: E731
             report(name, x, run, gaussian(train, matrix, seen))
     if "counts" in (arguments.problems or "counts"):
         seen = np.random.default_rng(0).poisson(COUNT * x + 0.2)
-        report("counts", x, lambda: posterior(counts(energy), energy, seen, **settings), None)
+        report("counts", x, lambda: posterior(counts(energy), energy, seen, **counted), None)
 
 
 def mixture(arguments: argparse.Namespace) -> None:
@@ -212,9 +212,9 @@ def mixture(arguments: argparse.Namespace) -> None:
             loc = jnp.asarray(matrix, float) @ x
             numpyro.sample("seen", dist.Normal(loc, variance**0.5).to_event(1), obs=seen)
 
-        counts = {"num_warmup": 10, "num_samples": 1000, "num_chains": 5}
+        settings: Any = {"num_warmup": 10, "num_samples": 1000, "num_chains": 5}
         kernel = neb.LevelsKernel(model)
-        mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **counts)
+        mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **settings)
         mcmc.run(jax.random.key(0), jnp.asarray(seen, float))
         fields: Any = mcmc.get_extra_fields()
         truth = exact(10_000)
