@@ -129,9 +129,8 @@ class WalkJumpKernel(ResumableKernel):
             by default 0.574 for MALA, 0.9 for GHMC.
         max_bias: The relative bias of the variances of y, averaged over the coordinates, that a
             tuned step of an unadjusted integrator may have. On Gaussians and laws of mild shape it
-            is a bound. At kinks (Laplace), exponential walls (the logarithm of a scale) and in
-            heavy tails it is not: rare large errors count for too little in the tuning.
-            Whatever the law, `to_arviz` measures the bias, and warns if it is larger.
+            is a bound; in funnels and heavy tails it is not. Whatever the law, `to_arviz` measures
+            the bias, and warns if it is larger or if the chains disagree.
         init_strategy: A NumPyro init strategy, for the sites of a model that are not a
             `SmoothedDensity`.
         sigmas: Rising noise levels to walk on at once, the first of them that of the draws. All

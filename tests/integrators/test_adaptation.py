@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 import targets
 from numpyro.infer import MCMC
 
 import numpyro_neb as neb
-from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, ULA
+from numpyro_neb.integrators import ABOBA, BAOAB, GHMC, MALA, MAMS, ULA, Microcanonical
 from numpyro_neb.integrators.adaptation import Adaptation, to_few_bits
 
 pytestmark = pytest.mark.statistical
@@ -133,6 +135,24 @@ def test_mass_matrix_makes_scales_equal():
     # From a window of a few hundred correlated draws.
     np.testing.assert_allclose(np.median(deviations, axis=0), np.sqrt(variance), rtol=0.2)
     assert jnp.all(state.unit == SIGMA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize("integrator", [BAOAB(), Microcanonical(), GHMC(), MAMS()],
+                         ids=lambda i: type(i).__name__)  # fmt: skip
+def test_a_walk_comes_down_from_thirty_deviations(integrator, num_steps):
+    """On scales 400 apart, with draws of one step as well: the law after 2,400 gradients."""
+    scales = jnp.geomspace(0.05, 20.0, 12)
+    model = lambda: numpyro.sample("x", dist.Normal(0, scales).to_event(1))  # noqa: E731
+    kernel = neb.WalkJumpKernel(model=model, integrator=integrator, num_steps=num_steps)
+    signs = jnp.sign(jax.random.normal(jax.random.key(1), (32, 12)))
+    counts = {"num_warmup": 2400 // num_steps, "num_samples": 1600 // num_steps}
+    mcmc = run(kernel, num_chains=32, init_params={"x": 30 * scales * signs}, **counts)
+    squares = np.asarray((mcmc.get_samples(group_by_chain=True)["x"] / scales) ** 2, float).mean(1)
+    # Chains are independent; the bias is that of max_bias.
+    error = squares.std(0) / np.sqrt(32) + 0.05 / targets.STANDARD_ERRORS
+    targets.within(squares.mean(0), 1, error)
 
 
 @pytest.mark.parametrize("integrator", [BAOAB(), GHMC(), ULA()], ids=lambda i: type(i).__name__)
