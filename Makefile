@@ -71,6 +71,7 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.energies
 	$(RUN) -m benchmarks.families
 	$(RUN) -m benchmarks.walk
+	$(RUN) -m benchmarks.models
 	$(RUN) -m benchmarks.normal_means
 	$(RUN) -m benchmarks.sure
 	$(RUN) -m benchmarks.sigma
