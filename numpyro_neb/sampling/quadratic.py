@@ -1,10 +1,12 @@
 """Draws from a mixture of Gaussians given data, by quadratic approximations of the likelihood."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_neb.energies.mixture import MixtureEnergy
@@ -34,35 +36,37 @@ class _Mixture(NamedTuple):
 
 
 class _Quadratic(NamedTuple):
-    """q(x) = slope.(x - c) - (x - c)' curvature (x - c) / 2."""
+    """q(x) = slope.(x - c) - norm(root (x - c) - aim)^2 / 2."""
 
     centre: Float[Array, " d"]
     slope: Float[Array, " d"]
-    curvature: Float[Array, "d d"]
+    root: Float[Array, "d d"]
+    aim: Float[Array, " d"]
 
     def __call__(self, x):
         away = x - self.centre
-        bent = contract("ij,...j->...i", self.curvature, away)
-        return contract("...i,i->...", away, self.slope) - jnp.sum(away * bent, -1) / 2
+        misfit = contract("ij,...j->...i", self.root, away) - self.aim
+        return contract("...i,i->...", away, self.slope) - jnp.sum(misfit**2, -1) / 2
 
     def times(self, law):
         """The mixture with the density of `law` times exp(q)."""
-        # x = m + B z with z ~ N(0, I): exp(q) adds B' curvature B to the precision of z.
-        slopes = self.slope - contract("ij,kj->ki", self.curvature, law.means - self.centre)
-        b = contract("kij,ki->kj", law.roots, slopes)
-        bent = contract("il,klj->kij", self.curvature, law.roots)
-        precision = jnp.eye(b.shape[1]) + contract("kli,klj->kij", law.roots, bent)
-        lower = jnp.linalg.cholesky(precision)
-        solve = jax.vmap(jax.scipy.linalg.solve_triangular, in_axes=(0, 0))
-        half = jax.vmap(lambda low, v: jax.scipy.linalg.solve_triangular(low, v, lower=True))
-        u = half(lower, b)
-        upper = jnp.swapaxes(lower, 1, 2)
-        means = law.means + contract("kij,kj->ki", law.roots, solve(upper, u))
-        # The root of the inverse of L L' is the transposed inverse of L.
-        inverse = half(lower, jnp.broadcast_to(jnp.eye(b.shape[1], dtype=b.dtype), lower.shape))
-        roots = contract("kij,klj->kil", law.roots, inverse)
-        logs = self(law.means) + jnp.sum(u**2, 1) / 2
-        logs -= jnp.sum(jnp.log(jnp.diagonal(lower, axis1=1, axis2=2)), 1)
+        # x = m + B z with z ~ N(0, I): exp(q) makes it a least-squares problem for z, solved by QR.
+        # With data far more precise than the prior, the normal equations would lose the prior.
+        away = law.means - self.centre
+        a = contract("ij,kjl->kil", self.root, law.roots)
+        aim = self.aim - contract("ij,kj->ki", self.root, away)
+        pull = contract("kij,i->kj", law.roots, self.slope)
+        eye = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
+        orthogonal, upper = jnp.linalg.qr(jnp.concatenate([eye, a], axis=1))
+        transposed = jax.vmap(partial(solve_triangular, trans=1))
+        along = contract("kij,ki->kj", orthogonal[:, a.shape[-1] :], aim)
+        z = jax.vmap(solve_triangular)(upper, along + transposed(upper, pull))
+        misfit = contract("kij,kj->ki", a, z) - aim
+        logs = contract("ki,i->k", away, self.slope) + jnp.sum(pull * z, 1)
+        logs -= (jnp.sum(z**2, 1) + jnp.sum(misfit**2, 1)) / 2
+        logs -= jnp.sum(jnp.log(jnp.abs(jnp.diagonal(upper, axis1=1, axis2=2))), 1)
+        means = law.means + contract("kij,kj->ki", law.roots, z)
+        roots = jnp.swapaxes(transposed(upper, jnp.swapaxes(law.roots, 1, 2)), 1, 2)
         return _Mixture(law.log_weights + logs, means, roots)
 
 
@@ -123,5 +127,10 @@ def _expanded(log_likelihood, centre):
     """The second-order expansion, without its constant; directions that curve up count as flat."""
     slope = jax.grad(log_likelihood)(centre)
     values, vectors = jnp.linalg.eigh(-jax.hessian(log_likelihood)(centre))
-    curvature = contract("ik,k,jk->ij", vectors, jnp.maximum(values, 0), vectors)
-    return _Quadratic(centre, slope, curvature)
+    # Below the rounding error of the others a curvature is not known.
+    least = 8 * centre.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    roots = jnp.sqrt(jnp.where(values > least, values, 0))
+    along = contract("ij,i->j", vectors, slope)
+    aim = jnp.where(roots > 0, along / jnp.where(roots > 0, roots, 1), 0)
+    flat = contract("ij,j->i", vectors, jnp.where(roots > 0, 0, along))
+    return _Quadratic(centre, flat, roots[:, None] * vectors.T, aim)

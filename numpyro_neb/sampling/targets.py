@@ -264,6 +264,10 @@ class ModelDensity(AbstractDensity):
         parts = [np.full(prod(site.shape), site.name == name) for site in self._sites]
         return np.concatenate(parts)
 
+    def law(self, name: str, position: Float[Array, " d"]) -> Any:
+        """The distribution of a site, where the latent sites are at a position."""
+        return self._trace(substitute_fn=self._constrain(position))[name]["fn"]
+
     def constant_sigmas(self, first: dict[str, dict[str, Any]]) -> dict[str, Float[Array, "..."]]:
         """Each `SmoothedDensity` site's sigma, observed or not, if no latent site changes it.
 

@@ -16,6 +16,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from scipy import stats
 
 import numpyro_neb as neb
+from numpyro_neb.sampling.quadratic import mixture_step
 
 SIGMA, NOISE = 0.3, 0.5
 
@@ -41,11 +42,13 @@ def mixture():
     return neb.MixtureEnergy(locs, SIGMA, jnp.log(jnp.asarray([0.5, 0.3, 0.2], float)), spreads)
 
 
-def run(kernel, *args, num_samples=2000, num_warmup=20, num_chains=4, **settings) -> Any:
+def run(
+    kernel, *args, num_samples=2000, num_warmup=20, num_chains=4, init_params=None, **settings
+) -> Any:
     settings = {"chain_method": "vectorized", "num_chains": num_chains} | settings
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, progress_bar=False,
                 **settings)  # fmt: skip
-    mcmc.run(jax.random.key(0), *args)
+    mcmc.run(jax.random.key(0), *args, init_params=init_params)
     return mcmc
 
 
@@ -200,6 +203,73 @@ def test_arviz_and_a_plate():
     np.testing.assert_allclose(posterior["x_jump"], posterior["x"] * 0.8, atol=1e-5)
 
 
+def test_data_far_more_precise_than_the_prior():
+    """One datum 0.7 x_0 + 1.3 x_1 of noise 3e-4, in float32: the other direction keeps its law."""
+    energy = neb.MixtureEnergy(jnp.zeros((1, 2)), 0.1, covariances=jnp.eye(2)[None])
+    direction, tau = np.array([0.7, 1.3]), 3e-4
+
+    def log_likelihood(x):
+        return -((jnp.asarray(direction, x.dtype) @ x - 0.5) ** 2) / (2 * tau**2)
+
+    noise, y = jnp.asarray(4.0), jnp.asarray([1.0, 2.0])
+    variance = 1.01 * 16 / (1.01 + 16)
+    precision = np.eye(2) / variance + np.outer(direction, direction) / tau**2
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ (np.asarray(y) / 16 + direction * 0.5 / tau**2)
+    step = partial(mixture_step, energy, log_likelihood, noise, jnp.asarray(mean, y.dtype), y)
+    x, rate = jax.jit(jax.vmap(step))(jax.random.split(jax.random.key(0), 4000))
+    assert rate.mean() > 0.99
+    x = np.asarray(x, float)
+    targets.within(x.mean(0), mean, np.sqrt(np.diag(covariance) / 4000))
+    targets.within(x.var(0), np.diag(covariance), np.diag(covariance) * np.sqrt(2 / 4000))
+
+
+def test_a_way_down_out_of_the_support_is_marked_and_not_taken():
+    """The data's law is NaN for negative x: such a draw is the one before."""
+    energy = gaussian([1.0], [2.0]).at(0.5)
+
+    def model():
+        x = numpyro.sample("x", neb.SmoothedDensity(energy))
+        numpyro.sample(
+            "data", dist.Normal(jnp.sqrt(x), 0.3, validate_args=False).to_event(1), obs=jnp.ones(1)
+        )
+
+    with pytest.raises(FloatingPointError, match="finite value and gradient where the walk starts"):
+        run(neb.LevelsKernel(model), init_params={"x": -jnp.ones((4, 1))}, num_samples=2)
+    mcmc = run(neb.LevelsKernel(model), init_params={"x": jnp.ones((4, 1))}, num_samples=50)
+    assert np.all(draws_of(mcmc) > 0)
+    marked = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
+    assert 0 < marked.mean() < 1
+    same = np.diff(draws_of(mcmc)[..., 0], axis=1) == 0
+    np.testing.assert_array_equal(same, marked[:, 1:])
+
+
+def test_the_last_unit_is_that_of_warm_up():
+    energy, data = gaussian([1.0, -1.0], [0.8, 0.6]).at(SIGMA), jnp.asarray([2.0, -1.5], float)
+    kernel = neb.LevelsKernel(partial(noisy, energy), num_steps=32)
+    state = kernel.init(jax.random.key(0), 2, None, (data,), {})
+    references = [state.reference]
+    for _ in range(4):
+        state = kernel.sample(state, (data,), {})
+        references.append(state.reference)
+    assert all(np.any(references[i] != references[i + 1]) for i in range(2))
+    np.testing.assert_array_equal(references[2], state.position * 0 + references[4])
+
+
+def of_unknown_level(family):
+    level = numpyro.sample("level", dist.Uniform(0.2, 3.0))
+    numpyro.sample("x", neb.SmoothedDensity(family.at(level)))
+
+
+def scaled(energy):
+    with numpyro.handlers.scale(scale=0.25):
+        numpyro.sample("x", neb.SmoothedDensity(energy))
+
+
+def masked(energy):
+    numpyro.sample("x", neb.SmoothedDensity(energy).mask(False))
+
+
 def two_sites(energy):
     for name in ("a", "b"):
         numpyro.sample(name, neb.SmoothedDensity(energy))
@@ -225,6 +295,11 @@ def other_energy():
     ("model", "settings", "message"),
     [
         (partial(two_sites, gaussian([0.0], [1.0]).at(0.5)), {}, "one latent SmoothedDensity"),
+        (partial(of_unknown_level, gaussian([0.0], [1.0])), {}, "'x' an energy that depends on no"),
+        (partial(scaled, gaussian([0.0], [1.0]).at(0.5)), {}, "must not scale or mask 'x'"),
+        (partial(masked, gaussian([0.0], [1.0]).at(0.5)), {}, "must not scale or mask 'x'"),
+        (partial(seen_through, gaussian([0.0, 0.0], [1.0, 1.0]).at(4.0), jnp.zeros(1),
+         np.ones((1, 2))), {}, "the site's sigma must be below 2, where its modes merge, got 4"),
         (with_tau, {}, "no latent site but that of the MixtureEnergy"),
         (in_plate, {}, "in a plate"),
         (partial(seen_through, mixture(), jnp.zeros(1), np.ones((1, 2))), {"max_sigma": 0.2},
@@ -237,8 +312,10 @@ def test_models_that_it_does_not_take(model, settings, message):
 
 
 def test_wrong_arguments():
-    with pytest.raises(TypeError, match="one level of a ConditionalEnergy"):
+    with pytest.raises(TypeError, match="one level of a preconditioned ConditionalEnergy"):
         run(neb.LevelsKernel(other_energy), num_samples=2)
+    with pytest.raises(ValueError, match="integrator must have a Metropolis test"):
+        neb.LevelsKernel(with_tau, integrator=neb.integrators.BAOAB())
     with pytest.raises(ValueError, match="num_steps must be"):
         neb.LevelsKernel(with_tau, num_steps=31)
     with pytest.raises(ValueError, match="max_sigma must be"):
