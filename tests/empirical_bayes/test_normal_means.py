@@ -219,11 +219,11 @@ def test_newton_falls_back_on_em(monkeypatch):
     np.testing.assert_allclose(fit.log_likelihood, expected, atol=2e-3)
 
 
-def test_far_observations_do_not_slow_newton_down():
-    """A component that explains one observation alone makes H's diagonal range over n."""
-    rng = np.random.default_rng(0)
-    y = np.append(2.2 * rng.normal(size=20_000), [20.0, -25.0])
-    fit = neb.fit_mixture(y, 1.0, locs=np.arange(-26, 21, 0.03), max_gap=1e-6)
+def test_far_observations_do_not_stop_newton():
+    """A component that explains one observation in 10^6 makes H's diagonal range over 10^6."""
+    y = np.append(np.round(2.2 * np.random.default_rng(0).normal(size=10**6), 1), [20.0, -25.0])
+    fit = neb.fit_mixture(y, 1.0, locs=np.arange(-26, 21, 0.05))
+    assert fit.duality_gap < 1e-3
     assert fit.num_iterations < 20
 
 
