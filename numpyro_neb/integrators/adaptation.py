@@ -31,6 +31,7 @@ _LEAST = 2.0**-6
 _HOT = 6.0
 # The precision of what warm-up measures and sets, in bits: see `to_few_bits`.
 _BITS = 10
+_BITS_OF_SQUARES = 4
 
 
 class Tuned(NamedTuple):
@@ -77,9 +78,9 @@ class Adaptation(eqx.Module):
     stays so after warm-up: on a Gaussian such a step hardly occurs, and elsewhere it would change
     the density by more than what the bias allows.
 
-    What warm-up measures and sets is rounded to 10 bits. A batch of chains and a single chain
-    round differently in the last bits of a float, and the feedback of the tuning would amplify
-    that: so all `chain_method`s find the same step.
+    What warm-up measures and sets is rounded to 10 bits, and squares of energy errors to 4. A batch
+    of chains and a single chain round differently in the last bits of a float, and the feedback of
+    the tuning would amplify that: so all `chain_method`s find the same step.
 
     Attributes:
         num_draws: Draws so far.
@@ -249,6 +250,8 @@ class Adaptation(eqx.Module):
         if self.target_statistic is None:
             start = jnp.max(jnp.where(self.num_draws >= self._ends, self._ends, 0))
             gain = 2 / (self.num_draws - start + 2)
+            # Squares of small differences of potentials are known less well than other statistics.
+            statistic = to_few_bits(statistic, _BITS_OF_SQUARES)
             # A square of x times the bound at h stands for one of x (h'/h)^6 at h': h' is where
             # their mean is one. Their weights rise linearly from the start of the window.
             mean = 1 + gain * (jnp.maximum(statistic, _LEAST) - 1)
@@ -329,13 +332,14 @@ class _Guarded(AbstractIntegrator):
         return energy_error
 
 
-def to_few_bits(value):
-    """To 10 bits: a batch of chains and one chain round differently in the last bits of a float.
+def to_few_bits(value, bits=_BITS):
+    """To 10 bits, or as many as given.
 
-    Warm-up is a feedback that would amplify them.
+    A batch of chains and one chain round differently in the last bits of a float, and warm-up is a
+    feedback that would amplify them.
     """
     mantissa, exponent = jnp.frexp(value)
-    return jnp.ldexp(jnp.round(mantissa * 2**_BITS) / 2**_BITS, exponent)
+    return jnp.ldexp(jnp.round(mantissa * 2**bits) / 2**bits, exponent)
 
 
 def _averaging(step_size):
