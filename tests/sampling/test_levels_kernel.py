@@ -186,6 +186,18 @@ def test_a_family_with_unknown_noise():
     assert np.mean(mcmc.get_extra_fields()["acceptance_rate"]) > 0.8
 
 
+def test_the_last_walk_is_at_the_sites_own_sigma():
+    """Of an X much narrower than sigma; one level higher, Y's variance would be a fifth larger."""
+    energy = gaussian([0.5], [0.1]).at(SIGMA)
+
+    def model():
+        numpyro.sample("x", neb.SmoothedDensity(energy))
+
+    kernel = neb.LevelsKernel(model, max_sigma=4.0)
+    x = draws_of(run(kernel, num_samples=500, num_chains=8))
+    assert_mean((x - 0.5) ** 2, np.array([0.1**2 + SIGMA**2]))
+
+
 def test_arviz_and_a_plate():
     energy = gaussian(np.zeros(2), np.ones(2)).at(0.5)
 
