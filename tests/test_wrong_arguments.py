@@ -49,6 +49,7 @@ REASONS = {
         "networks.NNXNetwork",
         "posteriors.LinearisedPosterior",
         "posteriors.MixturePosterior",
+        "sampling.LevelsState",
         "sampling.WalkJumpState",
         "tables.Moments",
         "training.FitResult",
