@@ -72,11 +72,14 @@ class Adaptation(eqx.Module):
     - The friction is `tuned_friction` / max_i s_i: 1/2, a quarter of critical damping for the
       widest coordinate, and 1/4 for the microcanonical walks, which keep their speed.
 
-    In the first window, each draw begins with a fresh velocity, which drains the energy of a start
-    far from the mode. If the square of an unadjusted step's error is more than 100 v, the step is
-    rejected and the velocity reversed, so that too large a step can't make the chain infinite. This
-    stays so after warm-up: on a Gaussian such a step hardly occurs, and elsewhere it would change
-    the density by more than what the bias allows.
+    Windows end after a tenth, a quarter and six tenths of warm-up; the last two set the deviations.
+    In the first, an unadjusted step has a Metropolis test, and follows its acceptance rate, to come
+    quickly from a distant start. In all of warm-up a velocity that such a start has made faster
+    than any normal one is replaced before the next draw. From the second window on, if the square
+    of an unadjusted step's error is more than 100 v, the step is rejected and the velocity
+    reversed, so that too large a step can't make the chain infinite. This stays so after warm-up:
+    on a Gaussian such a step hardly occurs, and elsewhere it would change the density by more than
+    what the bias allows.
 
     What warm-up measures and sets is rounded to 10 bits, and squares of energy errors to 4. A batch
     of chains and a single chain round differently in the last bits of a float, and the feedback of
