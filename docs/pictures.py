@@ -7,7 +7,7 @@ import argparse
 import base64
 import io
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -16,6 +16,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -339,10 +341,55 @@ def narrower() -> Figure:
     return figure
 
 
+def inverse_problems() -> Figure:
+    """Digits, what is seen of them, and their posteriors: means, sds and three draws."""
+    train, held_out = (x.reshape(-1, 64) for x in digits())
+    network = neb.networks.MLP((64,), width_size=256, depth=3, conditional=True,
+                               key=jax.random.key(0))  # fmt: skip
+    start = neb.ConditionalEnergy(network, (64,), (0.05, 3.0), loc=train.mean(0), scale=0.3)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, 5000), weight_decay=1.0)
+    settings = {"num_steps": 5000, "batch_size": 128, "optimizer": optimizer}
+    family = neb.fit(start, train, key=jax.random.key(1), **settings).energy
+    one = np.convolve([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
+    rows = sum(w * np.eye(8, k=k) for k, w in zip(range(-2, 3), one, strict=True))
+    blur = np.kron(rows, rows).astype(np.float32)
+    kept = np.sort(np.random.default_rng(0).permutation(64)[:32])
+
+    def model(number, seen):
+        x = numpyro.sample("x", neb.SmoothedDensity(family.at(0.07)))
+        sd = numpyro.sample("sd", dist.HalfNormal(0.2))
+        loc = (blur @ x, x[kept], 3 * jax.nn.softplus(20 * x) / 20 + 0.2)[number]
+        law = dist.Poisson(loc) if number == 2 else dist.Normal(loc, sd)
+        numpyro.sample("seen", law.to_event(1), obs=seen)
+
+    truth, hidden = held_out[[3, 10, 24]], np.full(64, np.nan)
+    rng = np.random.default_rng(1)
+    blurred = blur @ truth[0] + 0.1 * noise((64,))
+    half = truth[1][kept] + 0.1 * noise((32,))
+    counts = rng.poisson(3 * truth[2] + 0.2)
+    hidden[kept] = half
+    figure, axes = plt.subplots(3, 7, figsize=(7.2, 3.3), layout="constrained")
+    shown = (blurred, hidden, counts / 3)
+    names = ("blurred", "half of it", "photons")
+    for number, seen in enumerate((blurred, half, counts)):
+        kernel = neb.LevelsKernel(partial(model, number))
+        mcmc = MCMC(kernel, num_warmup=5, num_samples=60, progress_bar=False)
+        mcmc.run(jax.random.key(2), jnp.asarray(seen))
+        x, jump = (mcmc.get_samples()[name] for name in ("x", "x_jump"))
+        row = [truth[number], shown[number], jump.mean(0), x.std(0), *jump[-1:-32:-12]]
+        titles = ("truth", "seen", "mean", "sd", "draws", "", "")
+        for ax, image, title in zip(axes[number], row, titles, strict=True):
+            high = 0.4 if title == "sd" else 1
+            ax.imshow(np.asarray(image).reshape(8, 8), cmap="gray", vmin=0, vmax=high)
+            ax.set(xticks=[], yticks=[], title=title if number == 0 else "", facecolor="tab:blue")
+        axes[number, 0].set_ylabel(names[number])
+    return figure
+
+
 PICTURES = (
     landscape, spheres, overlaps, manifold, denoising, walks, shares, stages, memories, narrower,
     moons, marginals, energy_transitions, evaluation, recall_paths, walk_jump,
-    shrinkage, prior, fdr,
+    shrinkage, prior, fdr, inverse_problems,
 )  # fmt: skip
 
 
