@@ -460,7 +460,6 @@ COUNTS = {
 POSITIVE = {
     "sigma": ENERGY.at,
     "step_size": lambda x: integrators.BAOAB(step_size=x),
-    "max_bias": lambda x: neb.WalkJumpKernel(ENERGY, max_bias=x),
     "inverse_temperature": lambda x: neb.WalkJumpKernel(ENERGY, inverse_temperature=x),
 }
 ANYTHING = st.one_of(

@@ -106,6 +106,7 @@ class AbstractIntegrator(eqx.Module):
         least_coordinates: The number of coordinates that have to move.
         error_allowance: The a for which an unadjusted walk whose energy errors have a variance of
             a b^3 per coordinate widens variances by a fraction b at most: see `Adaptation`.
+        max_bias: The b that a tuned walk is given by default.
         tuned_friction: The friction that warm-up sets, in units of the widest deviation.
     """
 
@@ -114,6 +115,7 @@ class AbstractIntegrator(eqx.Module):
     gradients_to_place: ClassVar[int] = 1
     least_coordinates: ClassVar[int] = 1
     error_allowance: ClassVar[float] = 4.0
+    max_bias: ClassVar[float] = 0.05
     tuned_friction: ClassVar[float] = 0.5
 
     @abc.abstractmethod

@@ -57,7 +57,8 @@ class Microcanonical(AbstractIntegrator):
     step_size: float | Float[Array, ""] = 1.0
     friction: float | Float[Array, ""] = 0.2
     least_coordinates: ClassVar[int] = 2
-    error_allowance: ClassVar[float] = 40.0
+    error_allowance: ClassVar[float] = 7.0
+    max_bias: ClassVar[float] = 0.09
     tuned_friction: ClassVar[float] = 0.25
 
     def __check_init__(self):

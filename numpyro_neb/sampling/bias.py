@@ -63,8 +63,8 @@ def measure_bias(data: Any, max_bias: float) -> None:
     apart = max(split_gelman_rubin(values) for values in (ratio, lp))
     if ratio.shape[1] >= _MANY and apart > _APART:
         warnings.warn(
-            f"the chains disagree about the log density, R-hat is {apart:.3f}: there are too few"
-            " draws, or the law has a funnel or a heavy tail, where no step of an unadjusted walk"
-            " is right. Take more draws, or integrator=integrators.GHMC(), whose law is exact.",
+            f"R-hat of the log density is {apart:.3f}, above {_APART}: there are too few draws,"
+            " or the law has a funnel or a heavy tail, where no step of an unadjusted walk is"
+            " right. Take more draws, or integrator=integrators.GHMC(), whose law is exact.",
             stacklevel=find_stack_level(),
         )

@@ -128,9 +128,10 @@ class WalkJumpKernel(ResumableKernel):
         target_accept_prob: The acceptance rate that a Metropolis integrator's step is tuned to;
             by default 0.574 for MALA, 0.9 for GHMC.
         max_bias: The relative bias of the variances of y, averaged over the coordinates, that a
-            tuned step of an unadjusted integrator may have. On Gaussians and laws of mild shape it
+            tuned step of an unadjusted integrator may have; by default .05, and .09 for
+            `Microcanonical`. On Gaussians and laws of mild shape it
             is a bound; in funnels and heavy tails it is not. Whatever the law, `to_arviz` measures
-            the bias, and warns if it is larger or if the chains disagree.
+            the bias, and warns if it is larger or if R-hat is large.
         init_strategy: A NumPyro init strategy, for the sites of a model that are not a
             `SmoothedDensity`.
         sigmas: Rising noise levels to walk on at once, the first of them that of the draws. All
@@ -186,7 +187,7 @@ class WalkJumpKernel(ResumableKernel):
     adapt_step_size: bool | None = None
     adapt_mass_matrix: bool | None = None
     target_accept_prob: float | None = None
-    max_bias: float = 0.05
+    max_bias: float | None = None
     init_strategy: Callable = init_to_uniform
     sigmas: Numbers | None = None
     num_levels: int | None = None
@@ -209,6 +210,11 @@ class WalkJumpKernel(ResumableKernel):
             check_integrator(self.integrator)
             if self.levels is not None:
                 check_resumable(self.integrator)
+        if self.max_bias is None:
+            bias = (
+                AbstractIntegrator.max_bias if self.integrator is None else self.integrator.max_bias
+            )
+            object.__setattr__(self, "max_bias", bias)
         # Stored as plain numbers, which can be compared, hashed and written to files.
         object.__setattr__(self, "num_steps", check_count("num_steps", self.num_steps))
         self._check_numbers()
@@ -372,7 +378,7 @@ class WalkJumpKernel(ResumableKernel):
             num_steps=self.num_steps,
             inverse_temperature=self.inverse_temperature,
             max_score=self.max_score,
-            max_bias=self.max_bias,
+            max_bias=self.max_bias or integrator.max_bias,
             target_accept_prob=self.target_accept_prob,
             adapt_step_size=step_size,
             adapt_mass_matrix=mass_matrix,

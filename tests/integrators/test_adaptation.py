@@ -18,10 +18,10 @@ SIGMA, Y_SD = 0.5, np.array([0.5, 1.5])
 GAUSSIAN = targets.gaussian(np.sqrt(Y_SD**2 - SIGMA**2), SIGMA)
 
 
-def run(kernel, num_warmup=600, num_samples=1, num_chains=256, **kwargs):
+def run(kernel, num_warmup=600, num_samples=1, num_chains=256, args=(), **kwargs):
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
                 chain_method="vectorized", progress_bar=False)  # fmt: skip
-    mcmc.run(jax.random.key(0), **kwargs)
+    mcmc.run(jax.random.key(0), *args, **kwargs)
     return mcmc
 
 
@@ -151,7 +151,7 @@ def test_a_walk_comes_down_from_thirty_deviations(integrator, num_steps):
     mcmc = run(kernel, num_chains=32, init_params={"x": 30 * scales * signs}, **counts)
     squares = np.asarray((mcmc.get_samples(group_by_chain=True)["x"] / scales) ** 2, float).mean(1)
     # Chains are independent; the bias is that of max_bias.
-    error = squares.std(0) / np.sqrt(32) + 0.05 / targets.STANDARD_ERRORS
+    error = squares.std(0) / np.sqrt(32) + integrator.max_bias / targets.STANDARD_ERRORS
     targets.within(squares.mean(0), 1, error)
 
 
@@ -188,6 +188,37 @@ def test_what_warm_up_found_is_kept_and_reusable():
     later.post_warmup_state = mcmc.last_state
     later.run(jax.random.key(1))
     np.testing.assert_array_equal(later.get_extra_fields(group_by_chain=True)["step_size"], steps)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("d", [10, 100])
+def test_microcanonical_is_tuned_to_the_stated_bias(d):
+    """On a standard normal: the default is not exceeded, and most of it used."""
+    energy = neb.MixtureEnergy(jnp.zeros((1, d)), 1.0)
+    mcmc = run(tuned(Microcanonical(), energy), num_samples=400, num_chains=64)
+    squares = np.asarray(mcmc.get_samples(group_by_chain=True)["y"], float) ** 2
+    bias = squares.mean((1, 2)) - 1
+    error = bias.std() / np.sqrt(64)
+    assert 0.5 * Microcanonical.max_bias < bias.mean() < Microcanonical.max_bias + 3 * error
+
+
+@pytest.mark.parametrize("integrator", [BAOAB(), GHMC()], ids=lambda i: type(i).__name__)
+def test_the_step_keeps_its_length_when_units_change(integrator):
+    """A thousandth of the first unit: the step is as right as on that unit."""
+
+    def model(scale):
+        numpyro.sample("x", dist.Normal(0, scale).expand([10]).to_event(1))
+
+    kernel = neb.WalkJumpKernel(model=model, integrator=integrator, num_steps=4)
+    steps = [
+        run(kernel, num_warmup=300, num_chains=16, args=(scale,)).last_state.adaptation.state
+        for scale in (1.0, 1e-3)
+    ]
+    one, small = (
+        np.median(np.asarray(s.step_size)[:, None] * np.sqrt(s.inverse_mass_matrix)) for s in steps
+    )
+    np.testing.assert_allclose(small / 1e-3, one, rtol=0.3)
 
 
 @pytest.mark.parametrize("num_warmup", [0, 1, 5])

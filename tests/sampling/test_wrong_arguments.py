@@ -49,7 +49,7 @@ ROWS = (
             *wrong_energies(none=False),
             *wrong_counts("num_steps"),
             *wrong_numbers("inverse_temperature"),
-            *wrong_numbers("max_bias", share=True),
+            *wrong_numbers("max_bias", share=True, none=False),
             *wrong_numbers("max_score", none=False),
             *wrong_numbers("target_accept_prob", share=True, none=False),
             *wrong_functions("init_strategy"),
