@@ -261,11 +261,12 @@ def test_the_last_unit_is_that_of_warm_up():
     kernel = neb.LevelsKernel(partial(noisy, energy), num_steps=32)
     state = kernel.init(jax.random.key(0), 2, None, (data,), {})
     references = [state.reference]
+    sample = jax.jit(lambda state: kernel.sample(state, (data,), {}))
     for _ in range(4):
-        state = kernel.sample(state, (data,), {})
+        state = sample(state)
         references.append(state.reference)
     assert all(np.any(references[i] != references[i + 1]) for i in range(2))
-    np.testing.assert_array_equal(references[2], state.position * 0 + references[4])
+    np.testing.assert_array_equal(references[2], references[4])
 
 
 def of_unknown_level(family):
