@@ -252,7 +252,8 @@ class Adaptation(eqx.Module):
         variances = jnp.where(known, variances, before).astype(before.dtype)
         # In the new units, the step that keeps its length where that was the longest.
         longer = jnp.where(seen[1] > 0, jnp.sqrt(before / variances), 0)
-        step_size = state.step_size * jnp.where(known, jnp.max(longer), 1)
+        longest = jnp.max(longer, initial=0)
+        step_size = state.step_size * jnp.where(known & (longest > 0), longest, 1)
         averaging = state.averaging
         if averaging:
             restarted = _averaging(step_size)
