@@ -1,17 +1,26 @@
 """Access to private attributes of NumPyro's `MCMC`, and one that it looks for in a kernel."""
 
+from collections.abc import Callable
 from typing import Any
 
 from numpyro.infer.mcmc import MCMC, MCMCKernel
+from numpyro.util import identity
 
 
 class ResumableKernel(MCMCKernel):
     """A kernel whose `init` NumPyro calls once, not again when a run resumes from a state.
 
-    NumPyro looks for an attribute `_sample_fn` that is not None.
+    NumPyro looks for an attribute `_sample_fn` that is not None. Its draws are constrained.
     """
 
     _sample_fn = True
+
+    def get_constrain_fn(
+        self, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> Callable[[dict], dict]:
+        """The identity: a draw is already constrained."""
+        del model_args, model_kwargs
+        return identity
 
 
 def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 from numpyro.infer.initialization import init_to_uniform
-from numpyro.util import identity, is_prng_key
+from numpyro.util import is_prng_key
 
 from numpyro_neb._internal.checks import (
     Numbers,
@@ -327,13 +327,6 @@ class WalkJumpKernel(ResumableKernel):
         if self.model is None:
             return self
         return dataclasses.replace(self, model=wrapper(self.model))
-
-    def get_constrain_fn(
-        self, model_args: tuple, model_kwargs: dict[str, Any] | None
-    ) -> Callable[[dict], dict]:
-        """The identity: a draw is already constrained."""
-        del model_args, model_kwargs
-        return identity
 
     def get_diagnostics_str(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state: WalkJumpState

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.primitives import Messenger
-from numpyro.util import identity, is_prng_key
+from numpyro.util import is_prng_key
 
 from numpyro_neb._internal.checks import check_count, check_positive, check_type, kind, require
 from numpyro_neb._internal.numpyro_mcmc import ResumableKernel
@@ -217,13 +217,6 @@ class LevelsKernel(ResumableKernel):
         """This kernel on `wrapper(model)`."""
         return dataclasses.replace(self, model=wrapper(self.model))
 
-    def get_constrain_fn(
-        self, model_args: tuple, model_kwargs: dict[str, Any] | None
-    ) -> Callable[[dict], dict]:
-        """The identity: a draw is already constrained."""
-        del model_args, model_kwargs
-        return identity
-
     def get_diagnostics_str(self, state: LevelsState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What the progress bar shows."""
         count = int(state.num_diverging)
@@ -232,18 +225,18 @@ class LevelsKernel(ResumableKernel):
 
     def _problem(self, model_args, model_kwargs):
         density = ModelDensity(self.model, model_args, model_kwargs)
-        sites = density.sites().items()
-        latent = [n for n, s in sites if s["type"] == "sample" and not s["is_observed"]]
-        laws = {name: smoothed_density(dict(sites)[name]["fn"]) for name in latent}
+        sites = density.sites()
+        latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
+        laws = {name: smoothed_density(sites[name]["fn"]) for name in latent}
         smooth = [name for name in latent if laws[name] is not None]
         what = "model must have one latent SmoothedDensity site for LevelsKernel"
         require(len(smooth) == 1, f"{what}, got {smooth} of {latent}")
         law: Any = laws[smooth[0]]
         require(law.batch_shape == (), f"{what}, with one energy, not a stack of them")
-        site = dict(sites)[smooth[0]]
+        site = sites[smooth[0]]
         plain = site["scale"] is None and not _is_masked(site["fn"])
         require(plain, f"model must not scale or mask {smooth[0]!r}, for LevelsKernel")
-        shape = jnp.shape(dict(sites)[smooth[0]]["value"])
+        shape = jnp.shape(site["value"])
         if mixture := isinstance(law.energy, MixtureEnergy):
             what = "model must have no latent site but that of the MixtureEnergy, for LevelsKernel"
             hint = "give the others to another block of Gibbs"
@@ -432,22 +425,11 @@ class _Problem(NamedTuple):
         return direction, unit.at[others].set(jnp.where(flat, _FLAT, curvatures) ** -0.5)
 
 
-class _Without:
-    """The model without the density of one site."""
+class _Without(Messenger):
+    """The model with log density zero for one site, whatever its value."""
 
     def __init__(self, model, name):
-        self.model, self.name = model, name
-
-    def __call__(self, *args, **kwargs):
-        with _Masked(self.name):
-            return self.model(*args, **kwargs)
-
-
-class _Masked(Messenger):
-    """Gives a site log density zero, whatever its value."""
-
-    def __init__(self, name):
-        super().__init__()
+        super().__init__(model)
         self.name = name
 
     def process_message(self, msg):
