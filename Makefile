@@ -76,6 +76,7 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.sure
 	$(RUN) -m benchmarks.sigma
 	$(RUN) -m benchmarks.learned_prior
+	$(RUN) -m benchmarks.two_stages
 	$(RUN) -m benchmarks.mixtures
 	$(RUN) -m benchmarks.posterior_components
 	$(RUN) -m benchmarks.memories
