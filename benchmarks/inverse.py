@@ -2,6 +2,7 @@
 
     python -m benchmarks.inverse digits              # 8 x 8 digits of scikit-learn
     python -m benchmarks.inverse mnist --images 10   # MNIST; mnist.npz is read from NEB_DATA
+    python -m benchmarks.inverse peers --draws 30    # other methods on the 8 x 8 digits
     python -m benchmarks.inverse mixture --problems FILE.npz
 
 Held-out digits are reconstructed from half of their pixels, from a blurred image and from random
@@ -20,12 +21,22 @@ two chains, all of them in parallel under `jax.vmap`. Columns:
 `mixture` takes linear problems with a prior of 25 Gaussian components and prints the largest sliced
 Wasserstein distance, over 100 directions, between 1,000 draws and 10,000 exact ones, of five chains
 and of five times 1,000 exact draws.
+
+`peers` compares `LevelsKernel` with three methods that are written here by their formulas and use
+the same denoisers and as many of their evaluations. They know the noise, and their settings are
+those of the least error on 50 other held-out digits:
+
+    plug-and-play      proximal gradient with a denoiser in place of the proximal step
+    PnP-ULA            Langevin steps with the denoiser's score (Laumont et al., SIAM J. Imaging
+                       Sciences 15, 2022, algorithm 1)
+    DPS                reverse diffusion with guidance (Chung et al., ICLR 2023, algorithm 1); an
+                       evaluation and its derivative count as two gradients
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,12 +97,12 @@ def gaussian(train: np.ndarray, matrix: np.ndarray, seen: np.ndarray) -> np.ndar
     return mean + (seen - matrix @ mean) @ gain
 
 
-def linear(energy: neb.AbstractEnergy, matrix: np.ndarray) -> Callable:
-    """The model of a linear problem with unknown noise."""
+def linear(energy: neb.AbstractEnergy, matrix: np.ndarray, known: float | None = None) -> Callable:
+    """The model of a linear problem, whose noise is unknown or known."""
 
     def model(seen):
         x = numpyro.sample("x", neb.SmoothedDensity(energy))
-        noise = numpyro.sample("noise", dist.HalfNormal(0.2))
+        noise = numpyro.sample("noise", dist.HalfNormal(0.2)) if known is None else known
         numpyro.sample("seen", dist.Normal(matrix @ x, noise).to_event(1), obs=seen)
 
     return model
@@ -127,39 +138,51 @@ def posterior(
     return {name: np.asarray(values) for name, values in draws.items()}
 
 
+def quality(x: np.ndarray, draws: dict[str, np.ndarray]) -> tuple[str, str]:
+    """The coverage of 90% intervals, of all pixels and of those that vary, and R-hat."""
+    flat = draws["x"].reshape(len(x), -1, x.shape[1])
+    low, high = np.quantile(flat, [0.05, 0.95], axis=1)
+    inside, varying = (low <= x) & (x <= high), flat.std(1) > 1.5 * SIGMA
+    ratio = [split_gelman_rubin(chains) for chains in draws["x"]]
+    coverage = f"{inside.mean():.1%} | {inside[varying].mean():.1%} of {varying.mean():.0%}"
+    return coverage, f"{np.quantile(ratio, 0.95):.3f}"
+
+
 def report(name: str, x: np.ndarray, run: Callable, other: np.ndarray | None) -> None:
     """Prints a row of the table."""
     start, cpu = time.perf_counter(), time.process_time()
     draws = run()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    flat = draws["x"].reshape(len(x), -1, x.shape[1])
     error = np.mean((draws["mean"] - x) ** 2)
-    low, high = np.quantile(flat, [0.05, 0.95], axis=1)
-    inside, varying = (low <= x) & (x <= high), flat.std(1) > 1.5 * SIGMA
-    ratio = [split_gelman_rubin(chains) for chains in draws["x"]]
+    coverage, ratio = quality(x, draws)
     ess = [effective_sample_size(chains) for chains in draws["x"][:10]]
     noise = f"{draws['noise'].mean():.3f}" if "noise" in draws else ""
+    number = draws["x"][0].size // x.shape[1]
     error_of_other = np.nan if other is None else np.mean((other - x) ** 2)
     print(
         f"| {name} | {error:.5f} | {error_of_other:.5f} | {error / error_of_other - 1:+.0%}"
-        f" | {inside.mean():.1%} | {inside[varying].mean():.1%} of {varying.mean():.0%} | {noise}"
-        f" | {np.quantile(ratio, 0.95):.3f} | {np.median(ess):.0f} of {flat.shape[1]}"
+        f" | {coverage} | {noise} | {ratio} | {np.median(ess):.0f} of {number}"
         f" | {cpu / len(x):.1f} | {seconds / len(x):.1f} |",
         flush=True,
     )
 
 
+def family_of(arguments: argparse.Namespace, train: np.ndarray) -> neb.ConditionalEnergy:
+    """The family of a table, from a file or trained."""
+    if arguments.energy:
+        return neb.load(arguments.energy)
+    small = train.shape[1] == 64
+    settings = (256, 5000, 128, 3.0, 1.0) if small else (512, 13_000, 192, 0.7, 1e-3)
+    family = trained(train, *settings)
+    if arguments.save:
+        neb.save(arguments.save, family)
+    return family
+
+
 def images(arguments: argparse.Namespace) -> None:
     """The table of digits."""
-    small = arguments.table == "digits"
-    train, test = learned_prior.digits() if small else mnist()
-    if arguments.energy:
-        family: Any = neb.load(arguments.energy)
-    else:
-        settings = (256, 5000, 128, 3.0, 1.0) if small else (512, 13_000, 192, 0.7, 1e-3)
-        family = trained(train, *settings)
-        if arguments.save:
-            neb.save(arguments.save, family)
+    train, test = mnist() if arguments.table == "mnist" else learned_prior.digits()
+    family = family_of(arguments, train)
     x, energy = test[: arguments.images], family.at(SIGMA)
     counted = {"num_steps": arguments.steps, "num_draws": arguments.draws}
     print(
@@ -175,6 +198,215 @@ def images(arguments: argparse.Namespace) -> None:
     if "counts" in (arguments.problems or "counts"):
         seen = np.random.default_rng(0).poisson(COUNT * x + 0.2)
         report("counts", x, lambda: posterior(counts(energy), energy, seen, **counted), None)
+
+
+class Problem(NamedTuple):
+    """What the peers need to know of a problem.
+
+    Attributes:
+        fit: The log likelihood of x given what is seen.
+        misfit: The norm of which DPS descends the gradient.
+        curvature: The largest curvature of the log likelihood, or the usual one for counts.
+        model: The model of `LevelsKernel`, with the noise known.
+        simulate: What is seen of images.
+    """
+
+    fit: Callable
+    misfit: Callable
+    curvature: float
+    model: Callable
+    simulate: Callable
+
+
+def linear_problem(energy: neb.AbstractEnergy, matrix: np.ndarray) -> Problem:
+    """A linear problem, with noise of sd `NOISE`."""
+    misfit = lambda x, seen: jnp.linalg.norm(seen - matrix @ x)  # noqa: E731
+    fit = lambda x, seen: -((misfit(x, seen) / NOISE) ** 2) / 2  # noqa: E731
+    curvature = float(np.linalg.norm(matrix, 2) / NOISE) ** 2
+    simulate = lambda x: learned_prior.observed(matrix, x)  # noqa: E731
+    return Problem(fit, misfit, curvature, linear(energy, matrix, NOISE), simulate)
+
+
+def counts_problem(energy: neb.AbstractEnergy, background: float = 0.2) -> Problem:
+    """Poisson counts; DPS weighs their errors by 1 / (2 count)^(1/2), of one count at least."""
+    rate = lambda x: COUNT * jax.nn.softplus(20 * x) / 20 + background  # noqa: E731
+    fit = lambda x, seen: jnp.sum(seen * jnp.log(rate(x)) - rate(x))  # noqa: E731
+    misfit = lambda x, seen: jnp.linalg.norm(  # noqa: E731
+        (seen - rate(x)) / jnp.sqrt(2 * jnp.maximum(seen, 1))
+    )
+    simulate = lambda x: (  # noqa: E731
+        np.random.default_rng(0).poisson(COUNT * x + background).astype(x.dtype)
+    )
+    return Problem(fit, misfit, COUNT**2 / background, counts(energy, background), simulate)
+
+
+def plug_and_play(
+    family: Any, problem: Problem, seen: jax.Array, key: jax.Array, setting: tuple, size: Any
+) -> jax.Array:
+    """Proximal gradient, x <- D(x + step grad log p(seen given x)): where it ends."""
+    del key
+    sigma, step = setting
+    energy, step = family.unchecked_at(jnp.asarray(sigma)), step / problem.curvature
+
+    def one(_, x):
+        return energy.denoise(x + step * jax.grad(problem.fit)(x, seen))
+
+    x = jax.lax.fori_loop(0, size.steps, one, jnp.broadcast_to(family.loc, family.event_shape))
+    return x[None]
+
+
+def langevin(
+    family: Any, problem: Problem, seen: jax.Array, key: jax.Array, setting: float, size: Any
+) -> jax.Array:
+    """PnP-ULA, eps = SIGMA^2 and pixels pulled back to [-1, 2]: draws after a seventh of warm-up.
+
+    x <- x + step (grad log p(seen given x) + (D(x) - x) / eps + (proj(x) - x) / pull)
+           + (2 step)^(1/2) noise
+    """
+    energy, total = family.at(SIGMA), problem.curvature + 1 / SIGMA**2
+    pull = 1 / (2 * total)
+    step = setting / (total + 1 / pull)
+
+    def one(_, carry):
+        x, key = carry
+        key, key_noise = jax.random.split(key)
+        drift = jax.grad(problem.fit)(x, seen) + (energy.denoise(x) - x) / SIGMA**2
+        drift += (jnp.clip(x, -1, 2) - x) / pull
+        noise = jax.random.normal(key_noise, x.shape, x.dtype)
+        return x + step * drift + jnp.sqrt(2 * step) * noise, key
+
+    def draw(carry, _):
+        carry = jax.lax.fori_loop(0, size.steps, one, carry)
+        return carry, carry[0]
+
+    start = jnp.broadcast_to(family.loc, family.event_shape), key
+    warmup = max(1, size.draws // 6)
+    return jax.lax.scan(draw, start, length=warmup + size.draws)[1][warmup:]
+
+
+def guided_diffusion(
+    family: Any, problem: Problem, seen: jax.Array, key: jax.Array, setting: float, size: Any
+) -> jax.Array:
+    """DPS: x <- reverse diffusion(x) - setting grad norm(seen - A D(x)), from noise to an image.
+
+    The published steps are for z = y / (1 + r^2)^(1/2), r = sigma / scale, in units of the scale:
+    here they are in those of y, so that the gradient has the factor (1 + r^2)^(1/2) of this level
+    and of the next.
+    """
+    low, high = family.sigma_range
+    sigmas = jnp.append(jnp.geomspace(high, low, size.steps // 2), 0.0)
+    scale = jnp.mean(family.scale)
+
+    def one(y, operands):
+        sigma, after, key = operands
+
+        def of(y):
+            x = family.unchecked_at(sigma).denoise(y)
+            return problem.misfit(x, seen), x
+
+        slope, x = jax.grad(of, has_aux=True)(y)
+        share = (after / sigma) ** 2
+        noise = jax.random.normal(key, y.shape, y.dtype)
+        mean = x + share * (y - x) + after * jnp.sqrt(1 - share) * noise
+        factor = jnp.sqrt((1 + (sigma / scale) ** 2) * (1 + (after / scale) ** 2))
+        return mean - setting * scale * factor * slope, None
+
+    def draw(key):
+        key, key_start = jax.random.split(key)
+        spread = jnp.sqrt(high**2 + family.scale**2)
+        y = family.loc + spread * jax.random.normal(key_start, family.event_shape)
+        keys = jax.random.split(key, len(sigmas) - 1)
+        return jax.lax.scan(one, y, (sigmas[:-1], sigmas[1:], keys))[0]
+
+    number = size.draws + max(1, size.draws // 6)
+    return jax.lax.map(draw, jax.random.split(key, number), batch_size=number)
+
+
+class Peer(NamedTuple):
+    """A method: draws of one chain, the settings to choose from, and whether draws are of Y."""
+
+    method: Callable
+    settings: list
+    jumps: bool
+
+
+PEERS = {
+    "plug-and-play": Peer(
+        plug_and_play, [(s, t) for s in (0.05, 0.1, 0.2, 0.4) for t in (0.1, 0.3, 1.0)], False
+    ),
+    "PnP-ULA": Peer(langevin, [1 / 3, 1.0], True),
+    "DPS": Peer(guided_diffusion, [0.03, 0.1, 0.3, 1.0], False),
+}
+
+
+def by_peer(peer: Peer, family: Any, problem: Problem, size: Any) -> Callable:
+    """A function of images and a setting: draws of their posteriors, and the means."""
+
+    def chain(seen, key, setting):
+        return peer.method(family, problem, seen, key, setting, size)
+
+    both = jax.jit(jax.vmap(jax.vmap(chain, (None, 0, None)), (0, 0, None)))
+
+    def run(x, setting):
+        keys = jax.random.split(jax.random.key(3), (len(x), 2))
+        draws = both(jnp.asarray(problem.simulate(x)), keys, setting)
+        means = neb.SmoothedDensity(family.at(SIGMA)).denoise(draws) if peer.jumps else draws
+        return {"x": np.asarray(draws), "mean": np.asarray(means.mean((1, 2)))}
+
+    return run
+
+
+def chosen(run: Callable, settings: list, x: np.ndarray) -> Any:
+    """The setting of the least mean squared error on the images x."""
+
+    def error(setting):
+        return np.nan_to_num(np.mean((run(x, setting)["mean"] - x) ** 2), nan=np.inf)
+
+    return min(settings, key=error)
+
+
+def peers(arguments: argparse.Namespace) -> None:
+    """The table of other methods."""
+    train, test = learned_prior.digits()
+    family = family_of(arguments, train)
+    energy, x, others = family.at(SIGMA), test[: arguments.images], test[-50:]
+    matrices = operators(64)
+    problems = {name: linear_problem(energy, matrix) for name, matrix in matrices.items()}
+    problems["counts"] = counts_problem(energy)
+    size = argparse.Namespace(steps=arguments.steps, draws=arguments.draws)
+    few = argparse.Namespace(steps=arguments.steps, draws=max(2, arguments.draws // 5))
+    print(
+        "| problem | method | setting | error | change | coverage | varying | R-hat | gradients |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+
+    def row(name, method, setting, draws, other, gradients):
+        error = np.mean((draws["mean"] - x) ** 2)
+        change = "" if other is None else f"{error / np.mean((other - x) ** 2) - 1:+.0%}"
+        alone = draws["x"][0].size // x.shape[1] <= 2
+        coverage, ratio = ("|", "") if alone else quality(x, draws)
+        print(
+            f"| {name} | {method} | {setting} | {error:.5f} | {change} | {coverage} | {ratio}"
+            f" | {gradients:,} |",
+            flush=True,
+        )
+
+    for name in arguments.problems or problems:
+        problem, matrix = problems[name], matrices.get(name)
+        seen = problem.simulate(x)
+        other = None if matrix is None else gaussian(train, matrix, seen)
+        counted = {"num_steps": size.steps, "num_draws": size.draws}
+        models = {"LevelsKernel": problem.model}
+        if matrix is not None:
+            models["LevelsKernel, noise unknown"] = linear(energy, matrix)
+        total = 2 * (size.draws + 5) * size.steps
+        for method, model in models.items():
+            row(name, method, "", posterior(model, energy, seen, **counted), other, total)
+        for method, peer in PEERS.items():
+            setting = chosen(by_peer(peer, family, problem, few), peer.settings, others)
+            draws = by_peer(peer, family, problem, size)(x, setting)
+            gradients = size.steps if peer.method is plug_and_play else total
+            row(name, method, setting, draws, other, gradients)
 
 
 def mixture(arguments: argparse.Namespace) -> None:
@@ -228,7 +460,7 @@ def mixture(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=["digits", "mnist", "mixture"])
+    parser.add_argument("table", choices=["digits", "mnist", "peers", "mixture"])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--draws", type=int, default=40)
@@ -238,6 +470,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.table == "mixture":
         mixture(arguments)
+    elif arguments.table == "peers":
+        peers(arguments)
     elif arguments.table == "mnist" and data_folder() is None:
         print("no data sets: NEB_DATA does not name a folder, and ../shared/data does not exist")
     else:
