@@ -100,7 +100,7 @@ def test_eight_kills_of_a_sampling_change_nothing(tmp_path):
     seen = [0]
     for number in range(8):
         process = sampling(tmp_path, tmp_path / "energy", "--out", store, *sizes)
-        # Every other one at its beginning, before or while it compiles.
+        # Every other one at its beginning, before or while it compiles; the others after a write.
         under_way(process, seen[-1] + 10 * (number % 2))
         time.sleep(chance.uniform(0, 0.1))
         process.kill()
@@ -115,7 +115,7 @@ def test_eight_kills_of_a_sampling_change_nothing(tmp_path):
                 xr.testing.assert_equal(found[group].to_dataset(), begun)
     assert seen == sorted(seen)
     assert seen[-1] < 3000
-    assert len(set(seen)) >= 10  # it got on in between
+    assert len(set(seen)) > 4  # it wrote before each of the others
     last = sampling(tmp_path, tmp_path / "energy", "--out", store, *sizes)
     last.communicate()
     assert last.returncode == 0
