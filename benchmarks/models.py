@@ -13,10 +13,8 @@ the folder `targets` in the one named by the environment variable NEB_DATA, or e
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +27,7 @@ from numpyro.infer import NUTS
 
 import numpyro_neb as neb
 from benchmarks.normal_means import data_folder
+from benchmarks.priors import read
 from benchmarks.timing import time_of
 from numpyro_neb.integrators import BAOAB, GHMC, MAMS, Microcanonical
 
@@ -82,9 +81,9 @@ def funnel() -> Target:
     return Target(model, squares, {k: 2**0.5 * v for k, v in squares.items()}, 400, 20)
 
 
-def brownian(folder: Path) -> Target:
+def brownian() -> Target:
     """A walk of 30 steps, seen with noise at 20 of them; both scales unknown."""
-    rows = _rows(folder / "brownian_truth.csv")
+    rows = read("brownian_truth.csv")
     seen = {i: row["observed"] for i, row in enumerate(rows[1:-1]) if row["observed"]}
     at, y = np.array(list(seen)), np.array([float(value) for value in seen.values()])
 
@@ -97,9 +96,9 @@ def brownian(folder: Path) -> Target:
     return Target(model, *_truth(rows), 16, 8)
 
 
-def german_credit(folder: Path) -> Target:
+def german_credit() -> Target:
     """Sparse logistic regression on 25 columns."""
-    rows = _rows(folder / "german_credit.csv")
+    rows = read("german_credit.csv")
     x = np.array([[float(row[f"a{i}"]) for i in range(1, 25)] for row in rows])
     x = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(len(x))])
     bad = np.array([float(row["class"] == "2") for row in rows])
@@ -111,12 +110,12 @@ def german_credit(folder: Path) -> Target:
         u: Any = numpyro.sample("unscaled_weights", normal)
         numpyro.sample("bad", dist.Bernoulli(logits=x @ (u * local * scale)), obs=bad)
 
-    return Target(model, *_truth(_rows(folder / "german_credit_truth.csv")), 60, 16)
+    return Target(model, *_truth(read("german_credit_truth.csv")), 60, 16)
 
 
-def item_response(folder: Path) -> Target:
+def item_response() -> Target:
     """400 abilities and 100 difficulties, 30,012 answers."""
-    with np.load(folder / "item_response.npz") as file:
+    with np.load(_folder() / "item_response.npz") as file:
         arrays = dict(file)
     student, question = np.nonzero(arrays["answers"] >= 0)
     right = arrays["answers"][student, question].astype(float)
@@ -149,8 +148,9 @@ class Found(NamedTuple):
     seconds: float  # of all chains, until b^2 is good
 
 
-def measure(kernel: Any, target: Target, chains: int, num_warmup: int, gradients: float) -> Found:
+def measure(kernel: Any, target: Target, chains: int, num_warmup: float, gradients: float) -> Found:
     """Runs chains of a kernel for about so many gradients each, and follows their b^2."""
+    num_warmup = max(1, int(num_warmup))
     nuts = isinstance(kernel, NUTS)
     squares, deviations = (_flat(truth) for truth in (target.squares, target.deviations))
     state = kernel.init(jax.random.split(jax.random.key(0), chains), num_warmup, None, (), {})
@@ -171,7 +171,7 @@ def measure(kernel: Any, target: Target, chains: int, num_warmup: int, gradients
 
     (state, tuning), _ = _timed(lambda s: jax.lax.scan(tune, s, length=num_warmup), state)
     tuning = np.asarray(tuning, float).mean(1)
-    num_draws = int(gradients / tuning[num_warmup // 2 :].mean())
+    num_draws = max(1, int(gradients / tuning[num_warmup // 2 :].mean()))
     counts = jnp.arange(1.0, num_draws + 1)
     start = state, jnp.zeros((chains, squares.size))
     found, seconds = _timed(lambda s: jax.lax.scan(draw, s, counts), start)
@@ -198,31 +198,32 @@ def row(name: str, sampler: str, found: Found, peer: Found | None) -> str:
 
 def rows(options: argparse.Namespace) -> Iterator[str]:
     """The lines of the table."""
-    folder = data_folder()
     for name in options.targets:
-        if name in SIMULATED:
-            target = SIMULATED[name]()
-        elif folder is None or not (folder / "targets").is_dir():
+        if name in MEASURED and _folder() is None:
             print(f"{name} skipped: no folder targets in the data folder (NEB_DATA)", flush=True)
             continue
-        else:
-            target = MEASURED[name](folder / "targets")
+        target = (SIMULATED | MEASURED)[name]()
         gradients, warmup = (1000 * n / options.shorter for n in (target.thousands, target.warmup))
         peer = None
-        if "NUTS" in options.samplers:
-            kernel, draws = NUTS(target.model), int(1000 / options.shorter)
+        if "NUTS" in options.samplers and options.nuts > 0:
+            kernel, draws = NUTS(target.model), 1000 / options.shorter
             peer = measure(kernel, target, options.chains, draws, options.nuts * gradients)
             yield row(name, "NUTS", peer, None)
         for sampler in (sampler for sampler in options.samplers if sampler != "NUTS"):
             settings: Any = {"integrator": INTEGRATORS[sampler](), "num_steps": STEPS}
             kernel = neb.WalkJumpKernel(model=target.model, **settings)
-            found = measure(kernel, target, options.chains, int(warmup / STEPS), gradients)
+            found = measure(kernel, target, options.chains, warmup / STEPS, gradients)
             yield row(name, sampler, found, peer)
 
 
 def _gradients(state):
     found = getattr(state, "num_steps", None)
     return jnp.full(state.diverging.shape, STEPS) if found is None else found
+
+
+def _folder() -> Any:
+    folder = data_folder()
+    return folder / "targets" if folder and (folder / "targets").is_dir() else None
 
 
 def _flat(tree):
@@ -233,11 +234,6 @@ def _timed(function, argument):
     compiled = jax.jit(function).lower(argument).compile()
     start = time.perf_counter()
     return jax.block_until_ready(compiled(argument)), time.perf_counter() - start
-
-
-def _rows(file):
-    with file.open() as lines:
-        return list(csv.DictReader(lines))
 
 
 def _truth(rows) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,7 +256,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--targets", nargs="+", choices=targets, default=targets)
     parser.add_argument("--samplers", nargs="+", choices=samplers, default=samplers)
     parser.add_argument("--chains", type=int, default=32)
-    parser.add_argument("--nuts", type=float, default=4, help="its gradients, as a multiple (4)")
+    parser.add_argument(
+        "--nuts", type=float, default=4, help="its gradients, as a multiple (4); 0 leaves it out"
+    )
     parser.add_argument("--shorter", type=float, default=1, help="divides all lengths (1)")
     options = parser.parse_args(arguments)
     print(

@@ -55,6 +55,8 @@ def test_gradients_until_the_mean_square_is_good():
     np.testing.assert_allclose(found.last, (8 / 100) ** 2 / 4, rtol=1e-5)
     short = models.measure(FixedKernel(), target, chains=2, num_warmup=1, gradients=210)
     assert (short.gradients, short.seconds) == (np.inf, np.inf)
+    least = models.measure(FixedKernel(), target, chains=2, num_warmup=0, gradients=0)
+    assert (least.tuning, least.last) == (7, 16)  # one draw of warm-up, and one of 3: (9 - 1)^2 / 4
 
 
 @pytest.mark.slow
@@ -66,3 +68,6 @@ def test_benchmark_of_models_runs(capsys, monkeypatch, tmp_path):
     assert lines[2].startswith("brownian skipped")
     assert [line.split(" | ")[1] for line in lines[3:]] == ["NUTS", "Microcanonical"]
     assert "| not reached | 20 |" in lines[4]
+    models.main(["--targets", "banana", "--nuts", "0", *short])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["Microcanonical"]
