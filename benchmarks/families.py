@@ -5,7 +5,8 @@
 
 `exact` draws X from the mixture of the digits, from sigma = 3 down to 0.1, at several numbers of
 levels and steps. `trained` trains a `ConditionalEnergy` by dual score matching, then by maximum
-likelihood on all levels, on three quarters of the digits. Its columns:
+likelihood on all levels, on three quarters of the digits, and sets its constants by
+`empirical_bayes.normalized`. Its columns:
 
     -log f      of noisy held-out digits at sigma = 0.3 and 0.2, in nats, as the family normalises
                 itself, and with `log_normalizer` and its standard error
@@ -89,19 +90,27 @@ def trained(quick: bool) -> None:
     stages = (("dual score", dual), ("then likelihood", likelihood))
     for seed, (name, settings) in enumerate(stages):
         family = neb.fit(family, train, key=jax.random.key(seed), **settings, **QUIET).energy
-        for sigma in (0.3, 0.2):
-            energy = family.at(sigma)
-            nats, error, loss = held_out_figures(energy, held_out)
-            log_z, _ = neb.empirical_bayes.log_normalizer(energy, jax.random.key(5), **QUIET)
-            print(
-                f"| {name} | {sigma} | {nats - float(log_z):.2f} | {nats:.2f} +- {error:.2f}"
-                f" | {loss:.3f} |",
-                flush=True,
-            )
+        densities(name, family, held_out)
+    counts = {"num_particles": 100, "num_levels": 100} if quick else {}
+    family = neb.empirical_bayes.normalized(family, jax.random.key(6), **counts, **QUIET)
+    densities("then normalized", family, held_out)
     draws = np.asarray(family.sample(jax.random.key(9), (200 if quick else 1500,)))
     ratio = draws.var(0).sum() / x.var(0).sum()
     found = auc(draws, train, held_out)
     print(f"\nvariance of draws of X over that of X: {ratio:.3f}; AUC {found:.3f}")
+
+
+def densities(name: str, family: neb.ConditionalEnergy, held_out: np.ndarray) -> None:
+    """-log f and the denoising loss of noisy held-out digits, at two noise levels."""
+    for sigma in (0.3, 0.2):
+        energy = family.at(sigma)
+        nats, error, loss = held_out_figures(energy, held_out)
+        log_z, _ = neb.empirical_bayes.log_normalizer(energy, jax.random.key(5), **QUIET)
+        print(
+            f"| {name} | {sigma} | {nats - float(log_z):.2f} | {nats:.2f} +- {error:.2f}"
+            f" | {loss:.3f} |",
+            flush=True,
+        )
 
 
 def auc(draws: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:

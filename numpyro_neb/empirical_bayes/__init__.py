@@ -20,6 +20,7 @@ from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit
 from numpyro_neb.empirical_bayes.normal_means import fit_mixture
 from numpyro_neb.empirical_bayes.robust import cva, prior_moments, robust_interval
 from numpyro_neb.empirical_bayes.selection import Ranking
+from numpyro_neb.models.normalized import normalized
 from numpyro_neb.models.normalizer import log_normalizer
 from numpyro_neb.posteriors import (
     AbstractPosterior,
@@ -46,6 +47,7 @@ __all__ = [
     "fit_mixture",
     "local_false_sign_rate",
     "log_normalizer",
+    "normalized",
     "posterior_components",
     "posterior_covariance",
     "posterior_distribution",

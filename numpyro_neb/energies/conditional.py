@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -56,13 +57,14 @@ class ConditionalEnergy(AbstractEnergyFamily):
 
     With d the number of coordinates and all operations by coordinate,
 
-        phi(y; sigma) = norm(y - r)^2 / (2 sigma^2) + c + d b(t),
+        phi(y; sigma) = norm(y - r)^2 / (2 sigma^2) + c + d b(t) + e,
         y - r = ((1 - a(t)) sigma + a(t) sqrt(scale^2 + sigma^2)) z - scale network(z, t),
         z = (y - loc) / sqrt(scale^2 + sigma^2),
 
     where c = sum log(2 pi (scale^2 + sigma^2)) / 2 is the Gaussian's constant, t goes from -1 to 1
     as log sigma goes through the range, and a and b are polynomials of degree 5 that are trained
-    too, zero at first, b(1) = 0. The network's input has standard deviation 1 at every level, and
+    too, zero at first, b(1) = 0. e is zero unless `empirical_bayes.normalized` sets it. The
+    network's input has standard deviation 1 at every level, and
     without the network phi is that of X ~ N(loc, scale^2), normalised, and the jump is exact, so
     that a range from a small part of the data's spread to several times it trains well. a goes from
     the network as a correction of the Gaussian, 0, to the network as an estimate of x, 1:
@@ -73,7 +75,8 @@ class ConditionalEnergy(AbstractEnergyFamily):
     leaves the constants b open. `dual_score_loss` also matches the derivative of phi by log sigma,
     which ties them to the largest sigma, where the noise hides X and phi is the Gaussian's: phi is
     then -log f itself, as well as the training went. What denoising lacks at each level adds up
-    from the largest sigma down. log Z by `empirical_bayes.log_normalizer` says how well phi is
+    from the largest sigma down. `empirical_bayes.normalized` sets the constants of all levels,
+    whatever the training, and log Z by `empirical_bayes.log_normalizer` says how well phi is
     normalised: it should be zero within its standard error.
 
     Draws of X and of X given y, from the largest sigma down: see `sample` and `posterior`.
@@ -94,6 +97,7 @@ class ConditionalEnergy(AbstractEnergyFamily):
         skip: The coefficients of a, by Chebyshev polynomials of degree 0 to 5, over ten so that
             they learn as fast as a network's weights; None if not preconditioned.
         offset: Those of b, of degree 1 to 5.
+        constant: e, never trained.
 
     Raises:
         TypeError: If the network is not callable.
@@ -122,6 +126,9 @@ class ConditionalEnergy(AbstractEnergyFamily):
     scale: Float[Array, "..."]
     skip: Float[Array, " a"] | None
     offset: Float[Array, " b"] | None
+    constant: Float[Array, ""] | None
+
+    buffers: ClassVar[tuple[str, ...]] = ("loc", "scale", "constant")
 
     def __init__(
         self,
@@ -143,6 +150,7 @@ class ConditionalEnergy(AbstractEnergyFamily):
         dtype = self.loc.dtype
         self.skip = jnp.zeros(_DEGREE + 1, dtype) if preconditioned else None
         self.offset = jnp.zeros(_DEGREE, dtype) if preconditioned else None
+        self.constant = jnp.zeros((), dtype) if preconditioned else None
 
     def __check_init__(self):
         check_type("network", self.network, Callable, "callable")
@@ -198,6 +206,30 @@ class ConditionalEnergy(AbstractEnergyFamily):
         low, high = map(float, np.log(self.sigma_range))
         return jnp.exp(low + (high - low) * u)
 
+    def shifted(
+        self,
+        sigma: Float[Array, " level"],
+        by: Float[np.ndarray, " level"],
+        error: Float[np.ndarray, " level"],
+    ) -> "ConditionalEnergy":
+        """The family with other constants: something is added to phi at each noise level.
+
+        Args:
+            sigma: Noise levels.
+            by: What to add at each of them, met by weighted least squares of the constants.
+            error: The standard errors of `by`, positive.
+        """
+        slopes = jax.vmap(self._offsets)(self._time(sigma))
+        terms = np.column_stack([np.ones(len(slopes)), slopes]) / error[:, None]
+        found, *_ = np.linalg.lstsq(terms, by / error, rcond=None)
+        found = jnp.asarray(found, self.loc.dtype)
+        where = lambda family: (family.constant, family.offset)  # noqa: E731
+        return eqx.tree_at(where, self, (self.constant + found[0], self.offset + found[1:]))
+
+    def _offsets(self, t):
+        """What multiplies the coefficients of b in phi."""
+        return 10 * prod(self.event_shape) * (_chebyshev(t)[1:] - 1)
+
     def _time(self, sigma):
         """t, from -1 at the smallest sigma to 1 at the largest."""
         low, high = self.sigma_range
@@ -241,11 +273,9 @@ class LevelEnergy(AbstractEnergy):
         root = jnp.sqrt(self.scale**2 + self.sigma**2)
         z = (y - self.loc) / root
         out = family.network(z, t)
-        polynomials = _chebyshev(t)
-        skip, offset = jnp.asarray(family.skip), jnp.asarray(family.offset)
+        polynomials, skip = _chebyshev(t), jnp.asarray(family.skip)
         logs = jnp.sum(jnp.broadcast_to(jnp.log(2 * jnp.pi * root**2), y.shape)) / 2
-        levels = 10 * jnp.sum(offset * (polynomials[1:] - 1))
-        constant = logs + prod(self.event_shape) * levels
+        constant = logs + jnp.asarray(family.constant) + jnp.sum(family.offset * family._offsets(t))
         if jnp.shape(out) != self.event_shape:
             return jnp.sum(z**2) / 2 + out + constant
         gain = 10 * jnp.sum(skip * polynomials)

@@ -203,7 +203,7 @@ def test_the_warning_comes_where_the_standard_error_is_wrong():
             log_weights = spread * rng.normal(size=1000) - spread**2 / 2
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                value, error = normalizer._estimate(log_weights, float)
+                value, error = normalizer.estimate(log_weights, "num_particles")
             warned += len(caught)
             squares.append(float(value / error) ** 2)
         assert least <= warned / 300 <= most
@@ -213,11 +213,10 @@ def test_the_warning_comes_where_the_standard_error_is_wrong():
 
 def test_weights_too_large_for_exp():
     log_weights = np.random.default_rng(0).normal(size=1000) * 0.1
-    value, error = normalizer._estimate(log_weights, float)
+    value, error = normalizer.estimate(log_weights, None)
     for offset in (-1e4, 1e4):
-        moved = normalizer._estimate(log_weights + offset, float)
-        np.testing.assert_allclose(moved.value, value + offset, rtol=1e-6)
-        np.testing.assert_allclose(moved.standard_error, error, rtol=1e-6)
+        moved = normalizer.estimate(log_weights + offset, None)
+        np.testing.assert_allclose(moved, (value + offset, error), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

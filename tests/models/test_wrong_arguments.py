@@ -26,6 +26,9 @@ DENSITY = neb.SmoothedDensity(MIXTURE, validate_args=True)
 STACKED = neb.SmoothedDensity(
     eqx.filter_vmap(lambda s: neb.MixtureEnergy(jnp.zeros((1, 2)), s))(jnp.ones(3))
 )
+FAMILY = neb.ConditionalEnergy(lambda z, t: t * z, (2,), (0.1, 2.0))
+BARE = neb.ConditionalEnergy(lambda z, t: t * z, (2,), (0.1, 2.0), preconditioned=False)
+FAMILY_OF_NAN = neb.ConditionalEnergy(lambda z, t: jnp.nan * z, (2,), (0.1, 2.0))
 ANOTHER_BATCH = each(
     "value",
     ValueError,
@@ -48,6 +51,18 @@ ROWS = (
                 FloatingPointError,
                 "phi is NaN",
             ),
+        ],
+    ),
+    Rows(
+        empirical_bayes.normalized,
+        {"family": FAMILY, "key": KEY, "num_levels": 2, "num_particles": 2, "progress_bar": False},
+        [
+            *each("family", TypeError, "family must be a ConditionalEnergy", {"one": MIXTURE}),
+            *each("family", ValueError, "family must have constants", {"of 0.1": BARE}),
+            *wrong_keys(),
+            *wrong_counts("num_particles", "num_levels", least=2),
+            *wrong_counts("num_steps"),
+            *each("family", FloatingPointError, "phi is NaN", {"NaN": FAMILY_OF_NAN}),
         ],
     ),
     Rows(
