@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.util import is_prng_key
 
+from numpyro_neb._internal.keys import split_key
 from numpyro_neb.integrators.adaptation import Adaptation
 from numpyro_neb.integrators.base import AbstractIntegrator, Target, WalkState, walk
 from numpyro_neb.sampling.targets import AbstractDensity
@@ -122,7 +123,7 @@ class Walker(eqx.Module):
 
     def sample(self, state):
         """The state after `num_steps` steps."""
-        rng_key, key, key_velocity = jax.random.split(state.rng_key, 3)
+        rng_key, key, key_velocity = split_key(state.rng_key, 3)
         walked, unit, adaptation = state.walk, state.unit, state.adaptation
         integrator, target = self.tuned(unit, adaptation, walked.position)
         varied = integrator
