@@ -23,15 +23,15 @@ class Settings:
     Attributes:
         seconds: How far apart the two lengths of a run are, in seconds of the peer.
         repeats: Repeats at the small sizes; at the large one there are at most 3.
-        num_train: Steps of training of the digits energies.
-        num_steps: Steps of each of the 4 walks of `ess` and `bias`; the peers' follow from it.
+        num_train: Steps of denoising of the digits energies; a sixth as many updates follow.
+        num_steps: Steps of each of the 4 walks of the digits energies; the peers' follow from it.
         num_paper: Steps of each of the 4 walks of the paper's kind.
         quick: Whether the run is too short for meaningful figures.
     """
 
     seconds: float = 2.0
     repeats: int = 7
-    num_train: int = 4000
+    num_train: int = 6000
     num_steps: int = 200_000
     num_paper: int = 2_000_000
     quick: bool = False

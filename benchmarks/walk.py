@@ -2,8 +2,8 @@
 
 Every section times both sides in one run, in turns, and prints one row of a markdown table per
 figure: the median, and the lowest to the highest ratio of the repeats. The cost of a step is the
-slope between two run lengths, so that compilation and fixed costs cancel. `ess` and `bias` are in
-`benchmarks.walk_ess`. `--quick` runs everything briefly, to check that it runs.
+slope between two run lengths, so that compilation and fixed costs cancel. `ess`, `langevin` and
+`bias` are in `benchmarks.walk_ess`. `--quick` runs everything briefly, to check that it runs.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from benchmarks.timing import (
     pairs,
     progress_bar,
 )
-from benchmarks.walk_ess import bias_section, ess_section
+from benchmarks.walk_ess import bias_section, ess_section, langevin_section
 
 Size = tuple[int, int, int]
 
 # (d, width, chains), and the thinning, which keeps the draws small.
-SMALL, MEDIUM, LARGE = (2, 64, 1), (64, 256, 16), (784, 1024, 256)
+SMALL, MEDIUM, WIDE, LARGE = (2, 64, 1), (64, 256, 16), (784, 512, 64), (784, 1024, 256)
 THINNING = {SMALL: 100, MEDIUM: 100, LARGE: 10}
 DEPTH = 3
 
@@ -80,40 +80,85 @@ def mcmc_run(
     return run
 
 
-def scan_run(step: Callable, carry: Any) -> Run:
-    """Runs of a compiled `jax.lax.scan` of `step`, without compilation."""
+def scan_run(
+    step: Callable,
+    carry: Any,
+    inputs: Callable[[int], Any] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run:
+    """Runs of a compiled `jax.lax.scan` of `step`, without compilation.
+
+    With `inputs`, which are made beforehand for n steps, each is the second argument of `step`.
+    """
 
     @functools.cache
     def compiled(n: int):
-        loop = lambda carry: jax.lax.scan(lambda c, _: (step(c), None), carry, length=n)[0]  # noqa: E731
-        return jax.jit(loop).lower(carry).compile()
+        body = lambda c, x: (step(c) if inputs is None else step(c, x), None)  # noqa: E731
+        loop = lambda carry, xs: jax.lax.scan(body, carry, xs, length=n)[0]  # noqa: E731
+        given = carry, None if inputs is None else inputs(n)
+        return jax.jit(loop).lower(*given).compile(), given
 
     def run(n: int) -> float:
-        loop = compiled(n)
-        start = time.perf_counter()
-        jax.block_until_ready(loop(carry))
-        return time.perf_counter() - start
+        loop, given = compiled(n)
+        start = clock()
+        jax.block_until_ready(loop(*given))
+        return clock() - start
 
     return run
 
 
 def bare_run(energy: neb.AbstractEnergy, chains: int, impl: str = "threefry2x32") -> Run:
     """The integrator's step in a bare scan: it splits keys like the kernel, and records nothing."""
-    integrator = neb.integrators.BAOAB()
-    target = neb.integrators.Target(energy, energy.sigma)
+    step, states, key = _bare(energy, chains, impl)
 
     def one(carry):
         state, key = carry
         key, key_step = jax.random.split(key)
-        return integrator.step(target, state, key_step)[0], key
+        return step(state, key_step), key
 
+    if chains == 1:
+        return scan_run(one, (states, key))
+    return scan_run(jax.vmap(one), (states, jax.random.split(key, chains)))
+
+
+def split_beforehand_run(energy: neb.AbstractEnergy, chains: int) -> Run:
+    """The integrator's step in a bare scan over keys split beforehand, in CPU time."""
+    step, states, key = _bare(energy, chains)
+    shape = () if chains == 1 else (chains,)
+    keys = lambda n: jax.random.split(key, (n, *shape))  # noqa: E731
+    return scan_run(jax.vmap(step) if shape else step, states, keys, time.process_time)
+
+
+def _bare(energy, chains, impl="threefry2x32"):
+    integrator = neb.integrators.BAOAB()
+    target = neb.integrators.Target(energy, energy.sigma)
+    step = lambda state, key: integrator.step(target, state, key)[0]  # noqa: E731
     key = jax.random.key(0, impl=impl)
     position = energy.sigma * jax.random.normal(key, (chains, *energy.event_shape))
     if chains == 1:
-        return scan_run(one, (integrator.init(target, position[0], key), key))
+        return step, integrator.init(target, position[0], key), key
     keys = jax.random.split(key, chains)
     states = jax.vmap(lambda y, key: integrator.init(target, y, key))(position, keys)
-    return scan_run(jax.vmap(one), (states, keys))
+    return step, states, key
+
+
+def kernel_run(energy: neb.AbstractEnergy, chains: int) -> Run:
+    """`WalkJumpKernel.sample` in a scan, a draw for each step, in CPU time."""
+    kernel, key = neb.WalkJumpKernel(energy), jax.random.key(0)
+    state = kernel.init(key if chains == 1 else jax.random.split(key, chains), 0, None)
+    return scan_run(kernel.sample, state, clock=time.process_time)
+
+
+def kernel_section(settings: Settings) -> Iterator[Row]:
+    """A step of the kernel, without NumPyro's loop, compared with one over keys split beforehand.
+
+    In CPU time, which other programs on the machine hardly change.
+    """
+    for size, target in ((SMALL, "<= 1.2"), (MEDIUM, "<= 1.05"), (WIDE, "<= 1.05")):
+        energy, chains = residual_energy(size), size[2]
+        ours, peer = kernel_run(energy, chains), split_beforehand_run(energy, chains)
+        found = pairs(ours, peer, settings)
+        yield compared(f"a step of the kernel / of a scan over split keys, {size}", found, target)
 
 
 def step_section(settings: Settings) -> Iterator[Row]:
@@ -302,9 +347,11 @@ def random_section(settings: Settings) -> Iterator[Row]:
 
 SECTIONS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "step": step_section,
+    "kernel": kernel_section,
     "fixed": fixed_section,
     "bar": bar_section,
     "ess": ess_section,
+    "langevin": langevin_section,
     "bias": bias_section,
     "torch": torch_section,
     "flops": flops_section,

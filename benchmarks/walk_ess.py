@@ -1,8 +1,9 @@
-"""How well a walk mixes, and to what law: the sections `ess` and `bias` of `benchmarks.walk`.
+"""How well a walk mixes, and to what law: `ess`, `langevin` and `bias` of `benchmarks.walk`.
 
-On energies learned from scikit-learn's digits, 4 chains each. `ess` compares effective sample sizes
-of y, the smallest over the 64 pixels, per 1,000 gradients and per second of sampling, without
-warm-up and tuning for all. `bias` compares the mean energy with that of a long
+On energies learned from scikit-learn's digits as the demo does, 4 chains each. `ess` compares
+effective sample sizes of y, the smallest over the 64 pixels, per 1,000 gradients and per second of
+sampling, without warm-up and tuning for all, with those of NUTS and MCLMC; `langevin` compares them
+with MALA's and those of the paper's walk. `bias` compares the mean energy with that of a long
 Metropolis-adjusted walk.
 """
 
@@ -10,24 +11,24 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import numpyro_neb as neb
-from benchmarks.images import weighed
 from benchmarks.timing import Row, Settings, bench_module, compilations
 
 _CHAINS = 4
 # One in 4 steps is recorded: 4 is a small part of the autocorrelation time of any peer here.
 _THINNING = 4
-_SIGMAS = (0.3, 0.5)
+_SIGMAS = (0.2, 0.3, 0.5)
 # MALA's eta in units of sigma^2: the best one is taken.
 _MALA_STEPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45)
 
@@ -64,15 +65,19 @@ class Chains:
 
 @functools.cache
 def digits_energy(sigma: float, num_steps: int) -> neb.AbstractEnergy:
-    """The digits' energy at that sigma: a 3 x 256 MLP, trained in both stages by the defaults."""
+    """The digits' energy at that sigma: a 3 x 256 MLP, trained in both stages as in the demo."""
     bunch: Any = load_digits()
     images = (bunch.images / 16).astype(np.float32)
     train = np.asarray(train_test_split(images, test_size=297, random_state=0)[0])
     network = neb.networks.MLP((8, 8), width_size=256, depth=3, key=jax.random.key(0))
     energy = neb.ResidualEnergy(network, sigma, (8, 8), loc=train.mean(0), scale=train.std())
-    settings = {"batch_size": 128, "progress_bar": False}
-    energy = neb.fit(energy, train, key=jax.random.key(0), num_steps=num_steps, **settings).energy
-    return weighed(energy, train, num_steps // 4)
+    keys = jax.random.split(jax.random.key(0), 2)
+    settings: Any = {"batch_size": 128, "progress_bar": False}
+    optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=1.0)
+    first: Any = {"num_steps": num_steps, "optimizer": optimizer, **settings}
+    energy = neb.fit(energy, train, key=keys[0], **first).energy
+    second: Any = {"num_steps": num_steps // 6, "objective": neb.MaximumLikelihood(), **settings}
+    return neb.fit(energy, train, key=keys[1], **second).energy
 
 
 def sampled(
@@ -95,9 +100,13 @@ def sampled(
     return mcmc, time.perf_counter() - start - sum(compiling)
 
 
-def walk_chains(energy: neb.AbstractEnergy, num_steps: int) -> Chains:
-    """The default walk. The slope between two run lengths leaves out all fixed costs."""
-    kernel, num_warmup = neb.WalkJumpKernel(energy), num_steps // 10
+def walk_chains(
+    energy: neb.AbstractEnergy,
+    num_steps: int,
+    integrator: neb.integrators.AbstractIntegrator | None = None,
+) -> Chains:
+    """The default walk, or another. The slope between two run lengths leaves out fixed costs."""
+    kernel, num_warmup = neb.WalkJumpKernel(energy, integrator=integrator), num_steps // 10
     short = num_steps // 10
     _, seconds_short = sampled(kernel, num_warmup, short)
     mcmc, seconds = sampled(kernel, num_warmup, num_steps)
@@ -127,27 +136,40 @@ def nuts_chains(energy: neb.AbstractEnergy, num_draws: int) -> Chains:
     return Chains(_flat(mcmc), float(gradients.sum()), per_draw * num_draws, note)
 
 
-def mclmc_chains(blackjax: Any, energy: neb.AbstractEnergy, num_steps: int) -> Chains:
-    """BlackJAX's MCLMC, tuned by BlackJAX on one chain with a tenth of `num_steps` per phase."""
+def mclmc_chains(blackjax: Any, energy: neb.AbstractEnergy, num_steps: int, *, low_rank: bool):
+    """BlackJAX's MCLMC, tuned by BlackJAX on one chain with a tenth of `num_steps` per phase.
+
+    With `low_rank` its mass matrix is a diagonal one plus one of rank 10, by its tuner for that.
+    """
     mclmc = blackjax.mcmc.mclmc
     kernel, density = mclmc.build_kernel(), _log_density(energy)
     init = lambda y, key: mclmc.init(position=y, logdensity_fn=density, rng_key=key)  # noqa: E731
-    states = jax.vmap(init)(_flat_starts(energy), jax.random.split(jax.random.key(3), _CHAINS))
-    _, tuned, _ = blackjax.mclmc_find_L_and_step_size(
-        mclmc_kernel=kernel,
-        num_steps=num_steps,
-        state=jax.tree.map(lambda x: x[0], states),
-        rng_key=jax.random.key(4),
-        logdensity_fn=density,
-    )
+    starts, key = _flat_starts(energy), jax.random.key(4)
+    states = jax.vmap(init)(starts, jax.random.split(jax.random.key(3), _CHAINS))
+    if low_rank:
+        lengths = {
+            "pilot_num_warmup": num_steps,
+            "pilot_num_samples": num_steps // 2,
+            "lrd_num_steps": num_steps,
+        }
+        tuned = blackjax.mclmc_lrd_warmup(density, starts[0], key, **lengths)
+    else:
+        _, tuned, _ = blackjax.mclmc_find_L_and_step_size(
+            mclmc_kernel=kernel,
+            num_steps=num_steps,
+            state=jax.tree.map(lambda x: x[0], states),
+            rng_key=key,
+            logdensity_fn=density,
+        )
+    tuned = tuned.L, tuned.step_size, tuned.inverse_mass_matrix
 
     def step(density, key, state, tuned):
-        mass = tuned.inverse_mass_matrix
-        return kernel(key, state, density, mass, tuned.L, tuned.step_size)[0], 1.0
+        length, step_size, mass = tuned
+        return kernel(key, state, density, mass, length, step_size)[0], 1.0
 
     run = _blackjax_run(step, energy, num_steps)
     chains, _ = _blackjax_chains(step, energy, run, states, tuned, num_steps)
-    note = f"L {float(tuned.L):.3g}, step {float(tuned.step_size):.3g}, 2 gradients each"
+    note = f"L {float(tuned[0]):.3g}, step {float(tuned[1]):.3g}, 2 gradients each"
     return dataclasses.replace(chains, note=note)
 
 
@@ -249,41 +271,71 @@ def ess_section(settings: Settings) -> Iterator[Row]:
     blackjax, num_steps = bench_module("blackjax"), settings.num_steps
     for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
         energy = digits_energy(sigma, settings.num_train)
-        ours = walk_chains(energy, num_steps)
-        peers = {"NUTS": (nuts_chains(energy, max(40, num_steps // 50)), ">= 4")}
+        ours = {
+            "the default walk's": walk_chains(energy, num_steps),
+            "Microcanonical()'s": walk_chains(energy, num_steps, neb.integrators.Microcanonical()),
+        }
+        peers = {"NUTS": (nuts_chains(energy, max(40, num_steps // 16)), ">= 5")}
         if blackjax is not None:
-            peers["MCLMC"] = (mclmc_chains(blackjax, energy, num_steps // 2), ">= 1.3")
-            peers["MALA"] = (mala_chains(blackjax, energy, num_steps), "")
-        for name, (peer, target) in peers.items():
-            what = f"ESS per 1,000 gradients / {name}'s, sigma {sigma}"
-            yield _ratio(what, ours, peer, "per_gradient", target)
+            for name, low_rank in (("MCLMC", False), ("low-rank MCLMC", True)):
+                chains = mclmc_chains(blackjax, energy, num_steps // 2, low_rank=low_rank)
+                peers[name] = (chains, ">= 1.3")
+        for walk, chains in ours.items():
+            for name, (peer, target) in peers.items():
+                what = f"ESS per 1,000 gradients, {walk} / {name}'s, sigma {sigma}"
+                yield _ratio(what, chains, peer, "per_gradient", target)
         for name, (peer, _) in peers.items():
-            what = f"ESS per second / {name}'s, sigma {sigma}"
-            yield _ratio(what, ours, peer, "per_second", ">= 1")
+            what = f"ESS per second, the default walk's / {name}'s, sigma {sigma}"
+            yield _ratio(what, ours["the default walk's"], peer, "per_second", ">= 1")
+
+
+def langevin_section(settings: Settings) -> Iterator[Row]:
+    """Effective draws compared with BlackJAX's MALA and with the paper's walk."""
+    blackjax, num_steps = bench_module("blackjax"), settings.num_steps
+    for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
+        energy = digits_energy(sigma, settings.num_train)
+        ours = walk_chains(energy, num_steps)
+        if blackjax is not None:
+            mala = mala_chains(blackjax, energy, num_steps)
+            for what, measure in (("1,000 gradients", "per_gradient"), ("second", "per_second")):
+                yield _ratio(f"ESS per {what} / MALA's, sigma {sigma}", ours, mala, measure)
         paper = paper_chains(energy, settings.num_paper)
         what = f"ESS per 1,000 gradients / of the paper's walk, sigma {sigma}"
         yield _ratio(what, ours, paper, "per_gradient", ">= 200")
 
 
 def bias_section(settings: Settings) -> Iterator[Row]:
-    """The default walk's mean energy compared with GHMC's, in standard deviations."""
+    """The mean energy of walks without a Metropolis test compared with GHMC's, in sd of phi."""
+    integrators = neb.integrators
     for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
-        energy, num_steps = digits_energy(sigma, settings.num_train), settings.num_steps
-        kernels = {
-            "BAOAB": neb.WalkJumpKernel(energy),
-            "GHMC": neb.WalkJumpKernel(energy, integrator=neb.integrators.GHMC()),
-        }
-        shown, means, errors, sd = [], [], [], 1.0
-        for name, kernel in kernels.items():
-            mcmc, _ = sampled(kernel, num_steps // 10, 2 * num_steps, 10)
-            fields = mcmc.get_extra_fields(group_by_chain=True)
-            phi = -np.asarray(fields["lp"], float)
-            ess, sd = float(effective_sample_size(phi)), float(phi.std())
-            means.append(float(phi.mean()))
-            errors.append(sd / ess**0.5)
-            accepted = fields.get("acceptance_rate")
-            note = "" if accepted is None else f", acceptance {float(np.mean(accepted)):.2f}"
-            shown.append(f"{name} {means[-1]:.3f} +- {errors[-1]:.3f} (ESS {ess:.0f}{note})")
-        bias, error = abs(means[0] - means[1]) / sd, float(np.hypot(*errors)) / sd
-        what = f"bias of mean phi in sd of phi, sigma {sigma}"
-        yield Row(what, shown[0], shown[1], bias, "<= 0.05", f"standard error {error:.3f}")
+        energy = digits_energy(sigma, settings.num_train)
+        exact = _mean_energy(energy, integrators.GHMC(), settings.num_steps)
+        for integrator in (integrators.BAOAB(), integrators.Microcanonical()):
+            found = _mean_energy(energy, integrator, settings.num_steps)
+            bias = abs(found.mean - exact.mean) / exact.sd
+            spread = f"standard error {np.hypot(found.error, exact.error) / exact.sd:.3f}"
+            what = f"bias of {integrator}'s mean phi in sd of phi, sigma {sigma}"
+            yield Row(what, str(found), str(exact), bias, "<= 0.05", spread)
+
+
+class _Mean(NamedTuple):
+    name: str
+    mean: float
+    error: float
+    sd: float
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.mean:.3f} +- {self.error:.3f}{self.note}"
+
+
+def _mean_energy(energy, integrator, num_steps):
+    """phi's mean over a walk, with its standard error and standard deviation."""
+    kernel = neb.WalkJumpKernel(energy, integrator=integrator)
+    mcmc, _ = sampled(kernel, num_steps // 10, 2 * num_steps, 10)
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    phi = -np.asarray(fields["lp"], float)
+    sd, ess = float(phi.std()), float(effective_sample_size(phi))
+    accepted = fields.get("acceptance_rate")
+    note = "" if accepted is None else f", acceptance {float(np.mean(accepted)):.2f}"
+    return _Mean(str(integrator), float(phi.mean()), sd / ess**0.5, sd, f" (ESS {ess:.0f}{note})")
