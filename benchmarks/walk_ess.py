@@ -330,7 +330,7 @@ class _Mean(NamedTuple):
 
 
 def _mean_energy(energy, integrator, num_steps):
-    """phi's mean over a walk, with its standard error and standard deviation."""
+    """The mean of phi over a walk, with its standard error and standard deviation."""
     kernel = neb.WalkJumpKernel(energy, integrator=integrator)
     mcmc, _ = sampled(kernel, num_steps // 10, 2 * num_steps, 10)
     fields = mcmc.get_extra_fields(group_by_chain=True)
