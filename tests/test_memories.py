@@ -15,6 +15,8 @@ import numpyro_neb as neb
 from numpyro_neb import memories
 from numpyro_neb._internal import batching
 
+pytestmark = pytest.mark.statistical
+
 PAIR = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
 CUES = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
 FLOWS = pytest.mark.parametrize("flow", ["gradient", "jump"])
@@ -374,7 +376,6 @@ def test_a_path_that_goes_to_infinity():
         memories.follow(Polynomial({(4, 0): -1, (0, 4): -1}), CUES, np.array([0.0, 1e3]))
 
 
-@pytest.mark.statistical
 @FLOWS
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_float64(flow, dtype, x64):
@@ -386,7 +387,7 @@ def test_float64(flow, dtype, x64):
     assert memories.follow(energy, CUES.astype(dtype), np.array([1.0])).dtype == np.float64
 
 
-@pytest.mark.statistical
+@pytest.mark.slow
 def test_inside_jit():
     energy = neb.MixtureEnergy(PAIR, 0.5)
     compiled = jax.jit(lambda y: neb.recall(energy, y).attractors)(CUES)

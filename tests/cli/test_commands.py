@@ -80,6 +80,7 @@ def test_train_in_both_stages(data, tmp_path, capsys):
     assert 1e-5 < np.abs(weights[0] - weights[1]).max() < 7e-4
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_train_a_u_net(tmp_path):
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 4, 4)))

@@ -287,6 +287,7 @@ def test_root_and_its_derivative(values, x64):
     np.testing.assert_allclose(slope, (steps[0] - steps[1]) / (2 * h), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_svi_with_an_autoguide():
     energy, matrix = prior_of(2, 1, 0.15), seen_through(2)
@@ -304,6 +305,7 @@ def test_svi_with_an_autoguide():
     assert np.abs(sd_off).max() < 0.15
 
 
+@pytest.mark.slow
 def test_in_gibbs_beside_nuts():
     energy, matrix = prior_of(2, 1, 0.15), seen_through(2)
     _, data = data_from(energy, matrix)
@@ -333,7 +335,7 @@ def trained():
 )
 def test_inverse_problems_on_digits(problem, covariance, depth, trained):
     train, held_out = digits_prior.digits()
-    matrix, x = digits_prior.operators()[problem], held_out[:100]
+    matrix, x = digits_prior.operators()[problem], held_out[:50]
     gaussian = digits_prior.reconstruct(digits_prior.gaussian(train), matrix, x, max_tree_depth=6)
     prior = digits_prior.learned(trained, covariance)
     learned = digits_prior.reconstruct(prior, matrix, x, max_tree_depth=depth)

@@ -83,6 +83,7 @@ def test_one_component_is_linear():
     np.testing.assert_allclose(around, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_two_orders(x64):
     energy = clusters(2)
 

@@ -183,6 +183,7 @@ def test_no_compilation_after_the_second_piece(tmp_path, monkeypatch):
     assert at_piece[1:] == [at_piece[1]] * 5
 
 
+@pytest.mark.slow
 def test_a_tuned_walk_on_a_model(tmp_path, killed):
     def model(seen):
         y = numpyro.sample("y", neb.SmoothedDensity(ENERGY))
@@ -234,6 +235,7 @@ def started(script, number, store, seed="0"):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_same_script_goes_on_and_another_is_refused(tmp_path):
     """In other processes, with other hashes of strings; a data frame has a column of strings."""
     store = tmp_path / "draws.zarr"

@@ -17,6 +17,8 @@ from numpyro_neb.energies.base import AbstractEnergyFamily
 from numpyro_neb.integrators import ABOBA, GHMC
 from numpyro_neb.training import AbstractObjective
 
+pytestmark = pytest.mark.statistical
+
 SMALL = {"num_chains": 16, "num_steps": 2}
 LIKELIHOOD = neb.MaximumLikelihood(**SMALL)
 
@@ -55,7 +57,6 @@ def exact_gradient(weight):
 
 
 @pytest.mark.slow
-@pytest.mark.statistical
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_the_gradient_against_quadrature(weight):
     """With the weights held, the gradients of many steps have the exact one as their mean.
@@ -240,6 +241,7 @@ class Levels(eqx.Module):
         return y + self.weight * t
 
 
+@pytest.mark.slow
 def test_a_conditional_energy_has_chains_at_all_levels():
     """What phi adds at a level cancels: data and chains are at the same levels."""
     levels = neb.ConditionalEnergy(Levels(jnp.array(3.0)), (2,), (0.1, 2.0), preconditioned=False)
@@ -384,7 +386,6 @@ def modes(distance):
 
 
 @pytest.mark.slow
-@pytest.mark.statistical
 def test_the_weights_of_modes_that_the_chains_cross():
     """Denoising misses a weight of .2 by more than .03; maximum likelihood does not."""
     x, sigma = modes(3.5)

@@ -13,6 +13,8 @@ from trainings import DATA, Epochs, energy, fit
 import numpyro_neb as neb
 from numpyro_neb.training.objectives import AbstractObjective
 
+pytestmark = pytest.mark.statistical
+
 RNG = np.random.default_rng(0)
 # Two clusters, as float32 numbers of few digits: to multiply them by powers of two is exact.
 CLUSTERS = RNG.choice([-2.0, 2.0], (500, 1)) * np.array([1, 0.5]) + 0.3 * RNG.normal(size=(500, 2))
