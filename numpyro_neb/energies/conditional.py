@@ -223,8 +223,9 @@ class ConditionalEnergy(AbstractEnergyFamily):
         terms = np.column_stack([np.ones(len(slopes)), slopes]) / error[:, None]
         found, *_ = np.linalg.lstsq(terms, by / error, rcond=None)
         found = jnp.asarray(found, self.loc.dtype)
-        where = lambda family: (family.constant, family.offset)  # noqa: E731
-        return eqx.tree_at(where, self, (self.constant + found[0], self.offset + found[1:]))
+        before: Any = self.constant, self.offset
+        after = before[0] + found[0], before[1] + found[1:]
+        return eqx.tree_at(lambda family: (family.constant, family.offset), self, after)
 
     def _offsets(self, t):
         """What multiplies the coefficients of b in phi."""
@@ -275,7 +276,8 @@ class LevelEnergy(AbstractEnergy):
         out = family.network(z, t)
         polynomials, skip = _chebyshev(t), jnp.asarray(family.skip)
         logs = jnp.sum(jnp.broadcast_to(jnp.log(2 * jnp.pi * root**2), y.shape)) / 2
-        constant = logs + jnp.asarray(family.constant) + jnp.sum(family.offset * family._offsets(t))
+        levels = jnp.sum(jnp.asarray(family.offset) * family._offsets(t))
+        constant = logs + jnp.asarray(family.constant) + levels
         if jnp.shape(out) != self.event_shape:
             return jnp.sum(z**2) / 2 + out + constant
         gain = 10 * jnp.sum(skip * polynomials)

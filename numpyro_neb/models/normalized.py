@@ -138,7 +138,7 @@ def _start(family, sigma, keys):
 @eqx.filter_jit
 def _down(family, particles, sigmas, key, num_steps):
     """Takes the particles down the levels; also returns their log weights at each of them."""
-    integrator = _integrator(family)
+    integrator: Any = _integrator(family)
 
     def to_next(particles, operands):
         sigma, key = operands
@@ -151,7 +151,7 @@ def _down(family, particles, sigmas, key, num_steps):
             return walk(integrator, target, state, key, num_steps)[0], log_weight
 
         keys = jax.random.split(key, len(particles.log_weights))
-        after = _Particles(*jax.vmap(step)(*particles, keys))
+        after = _Particles(*jax.vmap(step)(particles.states, particles.log_weights, keys))
         return after, after.log_weights
 
     operands = sigmas, jax.random.split(key, len(sigmas))
