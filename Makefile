@@ -77,6 +77,8 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.sigma
 	$(RUN) -m benchmarks.learned_prior
 	$(RUN) -m benchmarks.two_stages
+	$(RUN) -m benchmarks.inverse digits --draws 30
+	$(RUN) -m benchmarks.inverse peers --images 30 --draws 24
 	$(RUN) -m benchmarks.mixtures
 	$(RUN) -m benchmarks.posterior_components
 	$(RUN) -m benchmarks.memories

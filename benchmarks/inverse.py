@@ -51,7 +51,7 @@ import numpyro_neb as neb
 from benchmarks import learned_prior
 from benchmarks.normal_means import data_folder
 
-NOISE, COUNT, SIGMA = 0.1, 3.0, 0.07
+NOISE, COUNT, SIGMA, WARMUP = 0.1, 3.0, 0.07, 5
 
 
 def mnist() -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ def posterior(
 
     def chain(seen, key):
         kernel = neb.LevelsKernel(model, num_steps=num_steps)
-        mcmc = MCMC(kernel, num_warmup=5, num_samples=num_draws, progress_bar=False)
+        mcmc = MCMC(kernel, num_warmup=WARMUP, num_samples=num_draws, progress_bar=False)
         mcmc.run(key, seen)
         return mcmc.get_samples()
 
@@ -258,7 +258,7 @@ def plug_and_play(
 def langevin(
     family: Any, problem: Problem, seen: jax.Array, key: jax.Array, setting: float, size: Any
 ) -> jax.Array:
-    """PnP-ULA, eps = SIGMA^2 and pixels pulled back to [-1, 2]: draws after a seventh of warm-up.
+    """PnP-ULA, eps = SIGMA^2 and pixels pulled back to [-1, 2]: draws after warm-up.
 
     x <- x + step (grad log p(seen given x) + (D(x) - x) / eps + (proj(x) - x) / pull)
            + (2 step)^(1/2) noise
@@ -280,8 +280,7 @@ def langevin(
         return carry, carry[0]
 
     start = jnp.broadcast_to(family.loc, family.event_shape), key
-    warmup = max(1, size.draws // 6)
-    return jax.lax.scan(draw, start, length=warmup + size.draws)[1][warmup:]
+    return jax.lax.scan(draw, start, length=size.warmup + size.draws)[1][size.warmup :]
 
 
 def guided_diffusion(
@@ -318,7 +317,7 @@ def guided_diffusion(
         keys = jax.random.split(key, len(sigmas) - 1)
         return jax.lax.scan(one, y, (sigmas[:-1], sigmas[1:], keys))[0]
 
-    number = size.draws + max(1, size.draws // 6)
+    number = size.warmup + size.draws
     return jax.lax.map(draw, jax.random.split(key, number), batch_size=number)
 
 
@@ -373,8 +372,8 @@ def peers(arguments: argparse.Namespace) -> None:
     matrices = operators(64)
     problems = {name: linear_problem(energy, matrix) for name, matrix in matrices.items()}
     problems["counts"] = counts_problem(energy)
-    size = argparse.Namespace(steps=arguments.steps, draws=arguments.draws)
-    few = argparse.Namespace(steps=arguments.steps, draws=max(2, arguments.draws // 5))
+    size = argparse.Namespace(steps=arguments.steps, draws=arguments.draws, warmup=WARMUP)
+    few = argparse.Namespace(steps=arguments.steps, draws=max(2, arguments.draws // 5), warmup=1)
     print(
         "| problem | method | setting | error | change | coverage | varying | R-hat | gradients |"
     )
@@ -399,14 +398,15 @@ def peers(arguments: argparse.Namespace) -> None:
         models = {"LevelsKernel": problem.model}
         if matrix is not None:
             models["LevelsKernel, noise unknown"] = linear(energy, matrix)
-        total = 2 * (size.draws + 5) * size.steps
+        total = 2 * (size.warmup + size.draws) * size.steps
         for method, model in models.items():
             row(name, method, "", posterior(model, energy, seen, **counted), other, total)
         for method, peer in PEERS.items():
             setting = chosen(by_peer(peer, family, problem, few), peer.settings, others)
             draws = by_peer(peer, family, problem, size)(x, setting)
             gradients = size.steps if peer.method is plug_and_play else total
-            row(name, method, setting, draws, other, gradients)
+            shown = ", ".join(f"{number:.2g}" for number in np.atleast_1d(setting))
+            row(name, method, shown, draws, other, gradients)
 
 
 def mixture(arguments: argparse.Namespace) -> None:

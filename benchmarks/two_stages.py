@@ -115,7 +115,7 @@ POSTERIORS = {"hierarchical": hierarchical, "logistic": logistic, "funnel": funn
 def draws(
     posterior: tuple, data: tuple, key: jax.Array, num: int, *, warmup: int, thinning: int = 1
 ) -> np.ndarray:
-    """Draws by NUTS with four chains, of shape (num, d)."""
+    """Draws by NUTS with four chains, of shape (num, d), one in `thinning`."""
     prior, likelihood = posterior
 
     def model():
@@ -152,13 +152,14 @@ def compared(
     halves = [tuple(array[part::2] for array in arrays) for part in (0, 1)]
     keys = jax.random.split(jax.random.key(seed), 6)
     joint, counts = (prior, likelihood), {"warmup": warmup}
-    first = draws(joint, halves[0], keys[0], num, thinning=4, **counts)
+    thinned = counts | {"thinning": 4}
+    first = draws(joint, halves[0], keys[0], num, **thinned)
     learned: Any = neb.prior_from_draws("u", first, key=keys[1], progress_bar=False, **settings)
-    exact = draws(joint, arrays, keys[2], 2 * num, **counts)
+    exact = draws(joint, arrays, keys[2], 2 * num, **thinned)
     ways = {
         "learned prior": draws((learned, likelihood), halves[1], keys[3], num, **counts),
         "Gaussian prior": draws((gaussian(first), likelihood), halves[1], keys[4], num, **counts),
-        "all data again": draws(joint, arrays, keys[5], num, **counts),
+        "all data again": draws(joint, arrays, keys[5], num, **thinned),
     }
     return {way: differences(found, exact) for way, found in ways.items()}
 

@@ -29,7 +29,7 @@ SEEN = jnp.array([0.8])
 
 
 def drawn(method, setting, steps, draws):
-    size = types.SimpleNamespace(steps=steps, draws=draws)
+    size = types.SimpleNamespace(steps=steps, draws=draws, warmup=500)
     run = jax.jit(lambda key: method(FAMILY, PROBLEM, SEEN, key, setting, size))
     return np.asarray(run(jax.random.key(0)), float)
 
@@ -67,7 +67,7 @@ def test_diffusion_without_guidance_has_the_law_of_x():
     for sigma, after in itertools.pairwise(sigmas):
         b, share = 0.09 / (0.09 + sigma**2), (after / sigma) ** 2
         variance = (b + share * (1 - b)) ** 2 * variance + after**2 * (1 - share)
-    assert len(draws) == 3500
+    assert len(draws) == 3500  # It needs no warm-up
     targets.within(draws.mean(0), LOC, np.sqrt(variance / len(draws)))
     targets.within(draws.var(0), variance, variance * np.sqrt(2 / len(draws)))
 
@@ -89,6 +89,7 @@ def test_the_table_of_peers(capsys, monkeypatch, tmp_path):
     short = ["--images", "2", "--draws", "4", "--steps", "64", "--problems", "blur"]
     arguments = ["inverse", "peers", "--energy", str(tmp_path / "family"), *short]
     monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr(inverse, "PEERS", {k: inverse.PEERS[k] for k in ("plug-and-play", "DPS")})
     inverse.main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     methods = ["LevelsKernel", "LevelsKernel, noise unknown", *inverse.PEERS]
