@@ -1,6 +1,7 @@
 """Images, and energies of them, for the benchmarks that repeat the paper's experiments."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ def train_energy(
     num_blocks: int = 1,
     optimizer: str = "muon",
     num_updates: int = 0,
+    callback: Callable | None = None,
 ) -> neb.ResidualEnergy:
     """The energy of a U-Net, of 290,000 weights by default, on patches of 2 x 2 pixels.
 
-    `num_steps` of denoising, then `num_updates` of maximum likelihood with 64 chains.
+    `num_steps` of denoising, then `num_updates` of maximum likelihood with 64 chains. `callback` is
+    `fit`'s, in both.
     """
     shape, key = images.shape[1:], jax.random.key(0)
     network = neb.networks.UNet(shape, channels, num_blocks=num_blocks, patch_size=2, key=key)
@@ -71,9 +74,10 @@ def train_energy(
             muon_weight_dimension_numbers=_kernels,
         )
     update = optax.chain(optax.clip_by_global_norm(5.0), update)
-    settings = {"num_steps": num_steps, "batch_size": batch_size, "optimizer": update}
+    settings: Any = {"num_steps": num_steps, "batch_size": batch_size, "callback": callback}
+    settings["optimizer"] = update
     energy = neb.fit(energy, images, key=jax.random.key(1), **settings).energy
-    chains = {"num_chains": 64, "num_steps": 10}
+    chains = {"num_chains": 64, "num_steps": 10, "callback": callback}
     return weighed(energy, images, num_updates, batch_size, **chains)
 
 
@@ -82,12 +86,13 @@ def weighed(
     data: np.ndarray,
     num_updates: int,
     batch_size: int = 128,
+    callback: Callable | None = None,
     **chains: Any,
 ) -> neb.ResidualEnergy:
     """The energy after `num_updates` of maximum likelihood, unchanged if that is 0."""
     if num_updates == 0:
         return energy
-    settings: Any = {"num_steps": num_updates, "batch_size": batch_size}
+    settings: Any = {"num_steps": num_updates, "batch_size": batch_size, "callback": callback}
     objective = neb.MaximumLikelihood(**chains)
     return neb.fit(energy, data, key=jax.random.key(5), objective=objective, **settings).energy
 
