@@ -13,13 +13,16 @@ from numpyro_neb._internal.checks import (
     check_choice,
     check_count,
     check_key,
+    check_number,
     check_sizes,
     check_type,
+    finite_on_host,
     require,
 )
 from numpyro_neb._internal.configurations import (
     ACTIVATION,
     NAME,
+    NUMBER,
     SHAPE,
     SIZE,
     SIZE_OR_SCALAR,
@@ -70,6 +73,7 @@ configured(
         "depth": SIZE,
         "activation": ACTIVATION,
         "conditional": TRUTH,
+        "skip": NUMBER,
     },
     fields=lambda mlp: vars(mlp.layers) | vars(mlp),
     extent=_extent,
@@ -86,12 +90,16 @@ class MLP(eqx.Module):
         activation: The activation between layers; the smooth ReLU u / (1 + exp(-u)) of NEB by
             default. An energy has to be smooth: with `jax.nn.relu`, phi has no Hessian.
         conditional: Whether it also takes a scalar t, like the network of a `ConditionalEnergy`.
+        skip: A multiple of the input to add to an output of its shape. In a `ResidualEnergy` with
+            scale s, a network of zeros with skip = 1 - sigma / sqrt(s^2 + sigma^2) is that of
+            X ~ N(loc, s^2): where the data are few and nearly normal, begin there.
         key: A JAX random key, for the initial weights.
 
     Raises:
         TypeError: If activation is not callable, or key is not a random key.
         ValueError: If `out` is neither "event" nor "scalar", a size is not a positive int (depth
-            may be zero), or t is missing or not expected.
+            may be zero), skip is not finite, or not zero with out="scalar", or t is missing or not
+            expected.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_neb as neb
@@ -104,6 +112,7 @@ class MLP(eqx.Module):
     event_shape: tuple[int, ...] = eqx.field(static=True)
     out: Literal["event", "scalar"] = eqx.field(static=True)
     conditional: bool = eqx.field(static=True)
+    skip: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -114,6 +123,7 @@ class MLP(eqx.Module):
         depth: int,
         activation: Callable = jax.nn.silu,
         conditional: bool = False,
+        skip: float = 0.0,
         key: PRNGKeyArray,
     ):
         check_choice("out", out, ("event", "scalar"))
@@ -121,6 +131,9 @@ class MLP(eqx.Module):
         check_key(key)
         self.event_shape = check_sizes("event_shape", event_shape)
         self.out, self.conditional = out, conditional
+        self.skip = float(finite_on_host("skip", check_number("skip", skip)))
+        needless = f"skip must be 0 with out={out!r}, got {self.skip:g}"
+        require(out == "event" or self.skip == 0, needless)
         width_size, depth = check_count("width_size", width_size), check_count("depth", depth, 0)
         size = prod(self.event_shape)
         out_size = size if out == "event" else "scalar"
@@ -135,4 +148,7 @@ class MLP(eqx.Module):
         require(given == wanted, f"t must be given if and only if conditional={wanted}")
         flat = y.reshape(-1)
         out = self.layers(flat if t is None else jnp.append(flat, t))
-        return out.reshape(self.event_shape) if self.out == "event" else out
+        if self.out == "scalar":
+            return out
+        out = out.reshape(self.event_shape)
+        return out + self.skip * y if self.skip else out

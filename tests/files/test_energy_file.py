@@ -15,7 +15,7 @@ import numpyro_neb as neb
 from numpyro_neb.files import energy_file
 
 KEY = jax.random.key(0)
-OWN = neb.networks.MLP((2, 3), width_size=8, depth=2, activation=jax.nn.softplus, key=KEY)
+OWN = neb.networks.MLP((2, 3), width_size=8, depth=2, activation=jax.nn.softplus, skip=0.3, key=KEY)
 SCALAR = neb.networks.MLP((2, 3), "scalar", width_size=8, depth=1, key=KEY)
 BARE = eqx.nn.MLP(2, 2, 4, 2, activation=jnp.tanh, use_final_bias=False, key=KEY)
 ENERGIES = {

@@ -213,3 +213,24 @@ def test_float32_networks_under_x64():
             unconditional.scale,
         )
         assert same.denoise(y).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_skip_that_is_exact_for_a_gaussian(conditional):
+    """X ~ N(loc, scale^2) in an energy whose network is zero but for its skip."""
+    sigma, scale, loc = 0.4, 1.7, jnp.array([[3.0, -1.0]])
+    skip = 1 - sigma / (scale**2 + sigma**2) ** 0.5
+    mlp = neb.networks.MLP(
+        (1, 2), width_size=4, depth=1, skip=skip, conditional=conditional, key=jax.random.key(0)
+    )
+    t = (jnp.array(0.3),) * conditional
+    y = jnp.array([[0.5, 2.0]])
+    zero = jax.tree.map(lambda leaf: 0 * leaf if eqx.is_inexact_array(leaf) else leaf, mlp)
+    bare = neb.networks.MLP(
+        (1, 2), width_size=4, depth=1, conditional=conditional, key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(mlp(y, *t), bare(y, *t) + skip * y, rtol=1e-6)
+    if not conditional:
+        energy = neb.ResidualEnergy(zero, sigma, (1, 2), loc=loc, scale=scale)
+        phi = jnp.sum((y - loc) ** 2) / (2 * (scale**2 + sigma**2))
+        np.testing.assert_allclose(energy(y), phi, rtol=1e-5)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from wrong_arguments import (
     KEY,
@@ -36,6 +37,11 @@ ROWS = (
             *wrong_counts("width_size"),
             *wrong_counts("depth", least=0),
             *wrong_choices("out"),
+            *each("skip", TypeError, "skip must", [None, "1", True]),
+            *each("skip", ValueError, "skip must", [np.nan, np.inf, [1.0]]),
+            Wrong(
+                "skip: scalar", {"skip": 0.5, "out": "scalar"}, ValueError, "skip must be 0 with"
+            ),
         ],
     ),
     Rows(
