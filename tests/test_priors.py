@@ -92,6 +92,11 @@ def test_correlated_effects_in_two_stages():
     root = np.array([[1, 0, 0], [0.8, 0.6, 0], [-0.5, 0.3, 0.4]]) * np.array([[1.0], [10], [0.1]])
     draws = RNG.normal(size=(4000, 3)) @ root.T + np.array([5.0, 0, 1])
     prior = neb.prior_from_draws("b", draws, key=jax.random.key(0), progress_bar=False)
+    # The whitened draws are normal, and so is the energy that they teach.
+    variance = 1 + float(prior.energy.sigma) ** 2
+    y = np.random.default_rng(1).normal(size=(2000, 3)).astype(np.float32) * variance**0.5
+    slopes = jax.jit(jax.vmap(jax.grad(prior.energy)))(y)
+    assert np.sqrt(np.mean(np.sum((slopes - y / variance) ** 2, 1))) < 0.15
 
     def model():
         b = prior()
