@@ -352,7 +352,7 @@ def test_memory_mapped_arrays_stay_on_disk(tmp_path):
 
 def test_the_source_is_not_needed():
     scope = {}
-    exec("def model(x): return x + 1", scope)
+    exec(compile("def model(x): return x + 1", "<nowhere>", "exec"), scope)
     with pytest.raises(OSError, match="source"):
         inspect.getsource(scope["model"])
     assert of(scope["model"])["unknown"] == []
