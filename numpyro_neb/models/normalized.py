@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm.auto import tqdm
 
-from numpyro_neb._internal.checks import check_count, check_counts, check_key, kind, require
+from numpyro_neb._internal.checks import check_count, check_key, kind, require
 from numpyro_neb.energies.conditional import ConditionalEnergy
 from numpyro_neb.integrators.base import Target, WalkState, walk
 from numpyro_neb.integrators.underdamped import GHMC
 from numpyro_neb.models.normalizer import check_weights, estimate
 
+# As many as there are constants.
+_FEWEST_LEVELS = 6
 # The bar advances in about this many parts.
 _PARTS = 50
 # The least standard error of log Z at a level, in nats: the polynomials do not fit it better.
@@ -55,7 +57,7 @@ def normalized(
         family: A trained `ConditionalEnergy`; with `preconditioned=False` it has no constants.
         key: A JAX random key; the same key gives the same result.
         num_particles: The number of particles, at least 2.
-        num_levels: The number of noise levels, at least 2, of equal ratios.
+        num_levels: The number of noise levels, at least 6, of equal ratios.
         num_steps: Steps of `GHMC` at each level.
         progress_bar: Whether to show a tqdm bar over the levels.
 
@@ -90,7 +92,8 @@ def normalized(
     bare = "family must have constants for its levels: one with preconditioned=False has none"
     require(family.has_constants, bare)
     check_key(key)
-    num_particles, num_levels = check_counts(2, num_particles=num_particles, num_levels=num_levels)
+    num_particles = check_count("num_particles", num_particles, 2)
+    num_levels = check_count("num_levels", num_levels, _FEWEST_LEVELS)
     num_steps = check_count("num_steps", num_steps)
     part = -(-num_levels // _PARTS)
     # One compiled length fits all: the last part repeats the smallest sigma.
@@ -146,7 +149,9 @@ def _down(family, particles, sigmas, key, num_steps):
 
         def step(state, log_weight, key):
             potential, gradient = target(state.position)
-            log_weight += state.potential - potential
+            # A particle where phi was infinite has no weight, and never has one again.
+            grown = log_weight + state.potential - potential
+            log_weight = jnp.where(jnp.isneginf(log_weight), log_weight, grown)
             state = state._replace(potential=potential, gradient=gradient)
             return walk(integrator, target, state, key, num_steps)[0], log_weight
 

@@ -96,7 +96,7 @@ class MLP(eqx.Module):
         key: A JAX random key, for the initial weights.
 
     Raises:
-        TypeError: If activation is not callable, or key is not a random key.
+        TypeError: If activation is not callable, skip is not a number, or key is not a random key.
         ValueError: If `out` is neither "event" nor "scalar", a size is not a positive int (depth
             may be zero), skip is not finite, or not zero with out="scalar", or t is missing or not
             expected.

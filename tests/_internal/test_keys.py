@@ -35,5 +35,4 @@ def test_the_keys_are_those_of_jax(impl, raw, partitionable):
 @pytest.mark.parametrize("raw", [False, True])
 def test_nothing_loops(raw):
     compiled = jax.jit(lambda key: split_key(key, 3)).lower(key_of(None, raw)).compile()
-    compiled = jax.jit(lambda key: split_key(key, 3)).lower(key_of(None, raw)).compile()
     assert "while(" not in str(compiled.as_text())

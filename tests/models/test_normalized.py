@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import targets
+from scipy import stats
 
 import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import normalized
@@ -117,9 +118,19 @@ def test_float64(x64):
 
 def test_few_weights_are_told():
     family = untrained(scale=0.05)
-    settings = SMALL | {"num_particles": 3, "num_levels": 2}
+    settings = SMALL | {"num_particles": 3, "num_levels": 6}
     with pytest.warns(UserWarning, match="Raise num_levels, then num_particles"):
         normalized(family, jax.random.key(0), **settings)
+
+
+def test_walls():
+    """phi is infinite beyond 1.5 in z: Z is a normal probability, whatever the level."""
+    wall = lambda z, t: jnp.where(jnp.abs(z[0]) > 1.5, jnp.inf, 0.0)  # noqa: E731
+    family = neb.ConditionalEnergy(wall, (1,), (0.2, 4.0))
+    after = normalized(family, jax.random.key(0), **SMALL)
+    found = after.at(1.0)(jnp.zeros(1)) - family.at(1.0)(jnp.zeros(1))
+    inside = stats.norm.cdf(1.5) - stats.norm.cdf(-1.5)
+    targets.within(found, np.log(inside), np.sqrt((1 / inside - 1) / SMALL["num_particles"]))
 
 
 def test_the_bar_counts_levels(capsys):

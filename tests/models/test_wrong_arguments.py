@@ -55,12 +55,13 @@ ROWS = (
     ),
     Rows(
         empirical_bayes.normalized,
-        {"family": FAMILY, "key": KEY, "num_levels": 2, "num_particles": 2, "progress_bar": False},
+        {"family": FAMILY, "key": KEY, "num_levels": 6, "num_particles": 2, "progress_bar": False},
         [
             *each("family", TypeError, "family must be a ConditionalEnergy", {"one": MIXTURE}),
             *each("family", ValueError, "family must have constants", {"of 0.1": BARE}),
             *wrong_keys(),
-            *wrong_counts("num_particles", "num_levels", least=2),
+            *wrong_counts("num_particles", least=2),
+            *wrong_counts("num_levels", least=6),
             *wrong_counts("num_steps"),
             *each("family", FloatingPointError, "phi is NaN", {"NaN": FAMILY_OF_NAN}),
         ],
