@@ -113,8 +113,8 @@ def normalized(
                 last = len(found) == num_levels - 1
                 found.append(estimate(weights, "num_levels" if last else None))
             bar.update(len(log_weights))
-    log_z, error = np.asarray(found).T
-    return family.shifted(sigmas[:num_levels], log_z, np.hypot(error, _LEAST_ERROR))
+    log_z, errors = map(np.array, zip(*found, strict=True))
+    return family.shifted(sigmas[:num_levels], log_z, np.hypot(errors, _LEAST_ERROR))
 
 
 class _Particles(NamedTuple):
