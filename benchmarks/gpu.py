@@ -29,7 +29,7 @@ import numpy as np
 import numpyro_neb as neb
 from benchmarks import walk_ess
 from benchmarks.images import add_noise, load_images, parser, train_energy
-from benchmarks.timing import Settings, compared, pairs, time_of
+from benchmarks.timing import Run, Settings, compared, loop_run, pairs, time_of, walk_run
 
 
 class Size(NamedTuple):
@@ -83,43 +83,24 @@ def steps(size: Size) -> None:
     for chains in size.chains:
         for dtype in (jnp.float32, jnp.bfloat16):
             energy = neb.ResidualEnergy(Rounded(network, dtype), 0.3, shape)
-            found = pairs(walked(energy, chains), products(network, chains, dtype), size.settings)
+            ours = walk_run(neb.WalkJumpKernel(energy), chains)
+            found = pairs(ours, products(network, chains, dtype), size.settings)
             name = f"{chains:,}, {jnp.dtype(dtype).name}"
             compared(name, found, "").show(size.settings)
 
 
-def timed(run: Callable, start: Any) -> Callable[[int], float]:
-    """Seconds of run(start, count) for a count, compiled once."""
-    jax.block_until_ready(run(start, 1))
-
-    def seconds(count):
-        begin = clock()
-        jax.block_until_ready(run(start, count))
-        return clock() - begin
-
-    return seconds
-
-
-def walked(energy: neb.AbstractEnergy, chains: int) -> Callable[[int], float]:
-    """Seconds of a number of steps of all chains."""
-    kernel = neb.WalkJumpKernel(energy)
-    state = kernel.init(jax.random.split(jax.random.key(1), chains), 0, None)
-    step = lambda _, state: kernel.sample(state)  # noqa: E731
-    return timed(jax.jit(lambda state, n: jax.lax.fori_loop(0, n, step, state)), state)
-
-
-def products(network: Any, chains: int, dtype: Any) -> Callable[[int], float]:
+def products(network: Any, chains: int, dtype: Any) -> Run:
     """Seconds of as many times all matrix products of a gradient, forwards and backwards."""
     weights = [layer.weight.astype(dtype) for layer in network.layers.layers]
     around = [weight.T for weight in weights] + weights[::-1]
     y = jax.random.normal(jax.random.key(2), (chains, weights[0].shape[1])).astype(dtype)
 
-    def gradient(_, y):
+    def gradient(y):
         # Neither zeros, which are faster to multiply, nor too large.
         after = functools.reduce(jnp.matmul, around, y)
         return after * jax.lax.rsqrt(jnp.mean(after**2))
 
-    return timed(jax.jit(lambda y, n: jax.lax.fori_loop(0, n, gradient, y)), y)
+    return loop_run(gradient, y)
 
 
 def rates(images: np.ndarray, size: Size) -> list[float]:

@@ -20,7 +20,7 @@ from numpyro.infer import MCMC
 
 import numpyro_neb as neb
 from benchmarks.normal_means import columns, data_folder
-from benchmarks.timing import Settings, compared, pairs
+from benchmarks.timing import Settings, compared, pairs, walk_run
 
 Table = Callable[[Settings], None]
 
@@ -213,25 +213,8 @@ def cost(settings: Settings) -> None:
             neb.WalkJumpKernel(family, sigmas=levels, num_steps=num_steps),
             neb.WalkJumpKernel(family.at(0.1), num_steps=num_steps, integrator=walk),
         )
-
-        def timed(kernel, chains):
-            state = kernel.init(jax.random.split(jax.random.key(0), chains), 0, None)
-
-            @jax.jit
-            def run(state, count):
-                return jax.lax.fori_loop(0, count, lambda _, s: kernel.sample(s), state)
-
-            jax.block_until_ready(run(state, 1))
-
-            def seconds(count):
-                begin = time.perf_counter()
-                jax.block_until_ready(run(state, count))
-                return time.perf_counter() - begin
-
-            return seconds
-
         # Eight levels of 4 chains, and 32 chains of one level: as many gradients.
-        ours, peer = timed(kernels[0], 4), timed(kernels[1], 32)
+        ours, peer = walk_run(kernels[0], 4), walk_run(kernels[1], 32)
         name = f"{num_steps} steps of 8 levels, over 8 times as many chains of one"
         compared(name, pairs(ours, peer, settings), "<= 1.1").show(settings)
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ def bench_module(name: str) -> Any:
     except ModuleNotFoundError:
         print(f"{name} skipped: pip install 'numpyro-neb[bench]'", flush=True)
         return None
+
+
+def loop_run(step: Callable, state: Any) -> Run:
+    """Runs of a loop of `step`, compiled once for all lengths."""
+    loop = jax.jit(lambda state, n: jax.lax.fori_loop(0, n, lambda _, state: step(state), state))
+    jax.block_until_ready(loop(state, 1))
+
+    def run(n: int) -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(loop(state, n))
+        return time.perf_counter() - begin
+
+    return run
+
+
+def walk_run(kernel: Any, chains: int) -> Run:
+    """Runs of all chains of a kernel on an energy."""
+    keys = jax.random.split(jax.random.key(0), chains)
+    return loop_run(kernel.sample, kernel.init(keys, 0, None))
 
 
 def slope(run: Run, short: int, long: int) -> float:

@@ -219,7 +219,7 @@ class ConditionalEnergy(AbstractEnergyFamily):
             by: What to add at each of them, met by weighted least squares of the constants.
             error: The standard errors of `by`, positive.
         """
-        slopes = jax.vmap(self._offsets)(self._time(sigma))
+        slopes = jax.vmap(lambda t: self._offsets(_chebyshev(t)))(self._time(sigma))
         terms = np.column_stack([np.ones(len(slopes)), slopes]) / error[:, None]
         found, *_ = np.linalg.lstsq(terms, by / error, rcond=None)
         found = jnp.asarray(found, self.loc.dtype)
@@ -227,9 +227,9 @@ class ConditionalEnergy(AbstractEnergyFamily):
         after = before[0] + found[0], before[1] + found[1:]
         return eqx.tree_at(lambda family: (family.constant, family.offset), self, after)
 
-    def _offsets(self, t):
-        """What multiplies the coefficients of b in phi."""
-        return 10 * prod(self.event_shape) * (_chebyshev(t)[1:] - 1)
+    def _offsets(self, polynomials):
+        """What multiplies the coefficients of b in phi, where the polynomials are as given."""
+        return 10 * prod(self.event_shape) * (polynomials[1:] - 1)
 
     def _time(self, sigma):
         """t, from -1 at the smallest sigma to 1 at the largest."""
@@ -276,7 +276,7 @@ class LevelEnergy(AbstractEnergy):
         out = family.network(z, t)
         polynomials, skip = _chebyshev(t), jnp.asarray(family.skip)
         logs = jnp.sum(jnp.broadcast_to(jnp.log(2 * jnp.pi * root**2), y.shape)) / 2
-        levels = jnp.sum(jnp.asarray(family.offset) * family._offsets(t))
+        levels = jnp.sum(jnp.asarray(family.offset) * family._offsets(polynomials))
         constant = logs + jnp.asarray(family.constant) + levels
         if jnp.shape(out) != self.event_shape:
             return jnp.sum(z**2) / 2 + out + constant

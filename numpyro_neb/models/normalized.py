@@ -1,6 +1,5 @@
 """The constants of a family of energies, by annealed importance sampling down its noise levels."""
 
-from math import prod
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,13 +12,10 @@ from tqdm.auto import tqdm
 from numpyro_neb._internal.checks import check_count, check_key, kind, require
 from numpyro_neb.energies.conditional import ConditionalEnergy
 from numpyro_neb.integrators.base import Target, WalkState, walk
-from numpyro_neb.integrators.underdamped import GHMC
-from numpyro_neb.models.normalizer import check_weights, estimate
+from numpyro_neb.models.normalizer import PARTS, annealing_step, check_weights, estimate
 
 # As many as there are constants.
 _FEWEST_LEVELS = 6
-# The bar advances in about this many parts.
-_PARTS = 50
 # The least standard error of log Z at a level, in nats: the polynomials do not fit it better.
 _LEAST_ERROR = 0.01
 
@@ -95,7 +91,7 @@ def normalized(
     num_particles = check_count("num_particles", num_particles, 2)
     num_levels = check_count("num_levels", num_levels, _FEWEST_LEVELS)
     num_steps = check_count("num_steps", num_steps)
-    part = -(-num_levels // _PARTS)
+    part = -(-num_levels // PARTS)
     # One compiled length fits all: the last part repeats the smallest sigma.
     u = jnp.linspace(1, 0, num_levels, dtype=family.loc.dtype)
     sigmas = family.levels(jnp.append(u, jnp.zeros(-num_levels % part, u.dtype)))
@@ -127,7 +123,7 @@ class _Particles(NamedTuple):
 @eqx.filter_jit
 def _start(family, sigma, keys):
     """Independent draws of z from N(0, I), weighted as such."""
-    target, integrator = _target(family, sigma), _integrator(family)
+    target, integrator = _target(family, sigma), annealing_step(family)
 
     def start(key):
         key_position, key_velocity = jax.random.split(key)
@@ -141,7 +137,7 @@ def _start(family, sigma, keys):
 @eqx.filter_jit
 def _down(family, particles, sigmas, key, num_steps):
     """Takes the particles down the levels; also returns their log weights at each of them."""
-    integrator: Any = _integrator(family)
+    integrator: Any = annealing_step(family)
 
     def to_next(particles, operands):
         sigma, key = operands
@@ -169,8 +165,3 @@ def _target(family, sigma):
     energy = family.unchecked_at(sigma)
     potential = lambda z: energy(family.loc + root * z) - jnp.sum(jnp.log(root))  # noqa: E731
     return Target(potential, sigma / root)
-
-
-def _integrator(family):
-    """GHMC with a step size scaled by dimension; on a Gaussian it accepts nine of ten steps."""
-    return GHMC(step_size=prod(family.event_shape) ** (-1 / 6))

@@ -13,7 +13,12 @@ from numpyro.util import find_stack_level
 from tqdm.auto import tqdm
 
 from numpyro_neb._internal.checks import check_count, check_counts, check_key
-from numpyro_neb.energies.base import AbstractEnergy, check_energy, initial_position
+from numpyro_neb.energies.base import (
+    AbstractEnergy,
+    AbstractEnergyFamily,
+    check_energy,
+    initial_position,
+)
 from numpyro_neb.integrators.base import Target, WalkState, walk
 from numpyro_neb.integrators.underdamped import GHMC
 
@@ -109,7 +114,7 @@ def log_normalizer(
     )
     num_steps = check_count("num_steps", num_steps)
     total = num_temperatures - 1
-    part = -(-total // _PARTS)
+    part = -(-total // PARTS)
     # One compiled length fits all: the last part ends with moves at b = 1 that add no weight.
     betas = jnp.append(_temperatures(energy, num_temperatures), jnp.ones(-total % part))
     betas = betas.astype(energy.sigma.dtype)
@@ -140,7 +145,7 @@ def annealed_log_weights(
 
 
 # The bar advances in about this many parts.
-_PARTS = 50
+PARTS = 50
 _FEWEST_WEIGHTS = 10
 
 
@@ -161,7 +166,7 @@ def _start(energy, keys):
     def start(key):
         key_position, key_velocity = jax.random.split(key)
         y = initial_position(energy, key_position)
-        state = _integrator(energy).init(Target(energy), y, key_velocity)
+        state = annealing_step(energy).init(Target(energy), y, key_velocity)
         velocity, log_weight = jnp.asarray(state.velocity), jnp.zeros_like(state.potential)
         return _Particle(y, velocity, state.potential, state.gradient, log_weight)
 
@@ -191,7 +196,7 @@ def _step(energy, particle, before, b, key, num_steps):
     target = Target(lambda y: (1 - b) * _reference(y, energy) + b * energy(y), curvature**-0.5)
     potential, slope = ((1 - b) * r + b * e for r, e in ((phi_0, phi), (gradient_0, gradient)))
     state = WalkState(y, velocity, potential, slope)
-    state, _ = walk(_integrator(energy), target, state, key, num_steps)
+    state, _ = walk(annealing_step(energy), target, state, key, num_steps)
     # Recover phi from phi_b, so that the energy is called once per step. A small b amplifies the
     # rounding errors by 1 / b, but until the next accepted step phi is only used times such a b.
     phi_0, gradient_0 = jax.value_and_grad(_reference)(state.position, energy)
@@ -200,7 +205,7 @@ def _step(energy, particle, before, b, key, num_steps):
     return _Particle(state.position, jnp.asarray(state.velocity), phi, gradient, log_weight)
 
 
-def _integrator(energy):
+def annealing_step(energy: AbstractEnergy | AbstractEnergyFamily) -> GHMC:
     """GHMC with a step size scaled by dimension; on a Gaussian it accepts nine of ten steps."""
     return GHMC(step_size=prod(energy.event_shape) ** (-1 / 6))
 
