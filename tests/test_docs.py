@@ -133,5 +133,16 @@ def test_the_page_on_levels_runs_as_printed(capsys):
     shares = names_after_running(page)["shares"]
     # 1,000 draws have errors of 0.015; 0.02 for the training.
     np.testing.assert_allclose(np.ravel(shares), (0.3, 0.25), atol=5 * 0.015 + 0.02)
-    blocks = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert capsys.readouterr().out == "".join(blocks)
+    blocks = "".join(re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    printed = capsys.readouterr().out
+    assert words(printed) == words(blocks)
+    number = r"\d+\.\d+"
+    found, said = (np.array(re.findall(number, text), float) for text in (printed, blocks))
+    # Shares of 10,000 draws and rates are printed to one digit; another machine may round the other
+    # way. Over keys the integrals have a standard deviation of 0.008 at sigma 0.1, less elsewhere.
+    np.testing.assert_allclose(found[:-6], said[:-6], atol=0.101)
+    np.testing.assert_allclose(found[-5::2], said[-5::2], atol=5 * 0.008 + 0.01)
+
+
+def words(printed):
+    return re.sub(r"\d+\.\d+", "", printed)
