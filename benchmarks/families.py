@@ -130,10 +130,10 @@ TABLES = {"exact": exact, "trained": trained}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=list(TABLES))
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    for name in arguments.tables:
+    for name in TABLES if "all" in arguments.tables else arguments.tables:
         print(f"\n## {name}", flush=True)
         TABLES[name](arguments.quick)
 

@@ -224,11 +224,11 @@ TABLES: dict[str, Table] = {"weights": weights, "mog": mog, "blobs": blobs, "cos
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=list(TABLES))
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     settings = Settings(seconds=0.2 if arguments.quick else 2.0, quick=arguments.quick)
-    for name in arguments.tables:
+    for name in TABLES if "all" in arguments.tables else arguments.tables:
         print(f"\n## {name}", flush=True)
         TABLES[name](settings)
 

@@ -260,10 +260,10 @@ TABLES: dict[str, Callable[[int], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=list(TABLES))
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
-    for name in arguments.tables:
+    for name in TABLES if "all" in arguments.tables else arguments.tables:
         print(f"\n## {name}", flush=True)
         TABLES[name](arguments.repeats)
 

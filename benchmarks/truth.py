@@ -219,13 +219,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, "all"], default="all")
     parser.add_argument("--updates", type=int, default=1000, help="of maximum likelihood (1000)")
     options = parser.parse_args()
-    for name in options.tables:
-        if name not in TABLES:
-            parser.error(f"TABLE must be one of {', '.join(TABLES)}, got {name}")
-    for name in options.tables or TABLES:
+    for name in TABLES if "all" in options.tables else options.tables:
         print(f"\n{TABLES[name].__doc__}\n")
         TABLES[name](options.updates)
 

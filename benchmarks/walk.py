@@ -379,21 +379,19 @@ def _print_head(settings: Settings) -> None:
 def main() -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, "all"], default="all")
     parser.add_argument("--quick", action="store_true", help="briefly: figures without meaning")
     for name in ("seconds", "repeats", "num_train", "num_steps", "num_paper"):
         default = getattr(defaults, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), help=f"{default} by default")
     arguments = vars(parser.parse_args())
-    sections = arguments.pop("sections") or list(SECTIONS)
-    if unknown := set(sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    sections = arguments.pop("sections")
     brief = {"seconds": 0.1, "repeats": 1, "num_train": 100, "num_steps": 4000, "num_paper": 10_000}
     chosen = {name: value for name, value in arguments.items() if value is not None}
     settings = Settings(**((brief if arguments["quick"] else {}) | chosen))
     _print_head(settings)
-    for name in sections:
+    for name in SECTIONS if "all" in sections else sections:
         start = time.perf_counter()
         for row in SECTIONS[name](settings):
             row.show(settings)

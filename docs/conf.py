@@ -12,11 +12,12 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.errors import ExtensionError
 
 import numpyro_neb
 
-sys.path.insert(0, str(Path(__file__).parent))
-import formulas
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from docs import commands, formulas
 
 project = "numpyro_neb"
 author = "the authors of numpyro_neb"
@@ -99,12 +100,19 @@ copybutton_prompt_is_regexp = True
 
 def setup(app: Any) -> None:
     """Formulas as MathML, docstrings as plain text, links for names without their module."""
+    app.connect("builder-inited", _commands_exist)
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     app.connect("autodoc-process-docstring", _plain_text, priority=400)  # napoleon has 500
     app.connect("autodoc-process-docstring", _formulas, priority=600)
     app.connect("autodoc-process-signature", _short_types)
     app.connect("missing-reference", _by_last_part)
     app.connect("html-page-context", _title)
+
+
+def _commands_exist(app: Any) -> None:
+    del app
+    if wrong := commands.complaints():
+        raise ExtensionError("\n".join(["commands that pages name:", *wrong]))
 
 
 def _mathml(tex: str, *, as_block: bool = False) -> str:

@@ -9,6 +9,7 @@ import pytest
 from pages import names_after_running, programs, rows_of_numbers
 
 import numpyro_neb as neb
+from docs import commands
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -36,6 +37,33 @@ def test_every_public_name_is_in_the_reference():
     reference = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
     named = set(re.findall(r"^\.\. auto\w+:: numpyro_neb\.(\S+)$", reference, re.MULTILINE))
     assert set(public_names()) - named == set()
+
+
+def test_every_command_that_a_page_names_exists():
+    assert commands.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("make docks", "the Makefile has no docks"),
+        ("python -m benchmarks.wlak", "there is no module benchmarks.wlak"),
+        ("python -m benchmarks.walk es", "invalid choice: 'es'"),
+        ("python -m benchmarks.walk ess --num-stepz 10", "unrecognized arguments: --num-stepz 10"),
+        ("numpyro-neb traim data.npy", "invalid choice: 'traim'"),
+        ("python -m benchmarks.timing", "benchmarks.timing does not read its arguments"),
+    ],
+)
+def test_a_command_that_does_not_exist(command, wrong):
+    page = f"Prose.\n\n```sh\n{command}   # a comment\n```\n"
+    assert list(commands.commands(page)) == [command]
+    assert wrong in commands.complaint(command)
+
+
+def test_commands_in_prose_and_over_two_lines():
+    block = "```sh\npython -m benchmarks.walk ess \\\n  --quick\n```"
+    page = f"Run `make\n  test`, `pip install .`:\n\n{block}"
+    assert list(commands.commands(page)) == ["python -m benchmarks.walk ess --quick", "make test"]
 
 
 def test_the_main_job_takes_ten_lines():
