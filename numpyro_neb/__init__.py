@@ -51,7 +51,7 @@ from numpyro_neb.training import (
 if TYPE_CHECKING:
     from numpyro_neb import plots
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AbstractEnergy",

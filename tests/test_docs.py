@@ -1,5 +1,6 @@
 """The pages of the site say what is so. That it builds and opens is in test_site.py."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_commands_in_prose_and_over_two_lines():
     block = "```sh\npython -m benchmarks.walk ess \\\n  --quick\n```"
     page = f"Run `make\n  test`, `pip install .`:\n\n{block}"
     assert list(commands.commands(page)) == ["python -m benchmarks.walk ess --quick", "make test"]
+
+
+def test_where_the_page_says_that_modules_went_they_are():
+    table = text("migration").split("| 0.1.0 | 0.3.0 |")[1]
+    new = "".join(row[row.rfind(" | ") :] for row in table.splitlines())
+    paths = re.findall("`([^`]+)`", new)
+    assert len(paths) > 30
+    for path in paths:
+        module, _, name = f"numpyro_neb.{path}".rpartition(".")
+        here = module if name[0].isupper() else f"{module}.{name}"
+        assert hasattr(importlib.import_module(here), name) or here.endswith(name), path
 
 
 def test_the_main_job_takes_ten_lines():

@@ -88,11 +88,16 @@ def test_the_page_on_diagnostics_runs_as_printed():
     )
 
 
-def test_names_in_the_table_exist():
+FEATURES = (ROOT / "docs" / "features.md").read_text()
+
+
+@pytest.mark.parametrize("page", [README, FEATURES], ids=["front page", "features"])
+def test_names_in_the_tables_exist(page):
     import numpyro_neb as neb
 
-    table = README.split("## What is in it")[1].split("## Good to know")[0]
+    table = "".join(re.findall(r"^\|.*\n", page, re.MULTILINE))
     names = set(re.findall(r"`([a-zA-Z_.]+)\(", table)) | {"plots.denoising", "plots.walk_jump"}
+    assert len(names) > 10
     for name in names - {"MCMC", "numpyro.sample", "at"}:
         found = neb
         for part in name.split("."):
