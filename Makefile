@@ -63,7 +63,7 @@ lowest: .venv-lowest
 dist:
 	bash .ci/dist $(PYTHON)
 
-# The peers PyTorch and BlackJAX come with the extra bench.
+# The peers PyTorch, BlackJAX, AShrink and npeb come with the extra bench.
 benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.truth
 	$(RUN) -m benchmarks.training
@@ -73,6 +73,8 @@ benchmarks: $(VENV)/bench
 	$(RUN) -m benchmarks.walk
 	$(RUN) -m benchmarks.models
 	$(RUN) -m benchmarks.normal_means
+	$(RUN) -m benchmarks.priors
+	$(RUN) -m benchmarks.shrinkage
 	$(RUN) -m benchmarks.sure
 	$(RUN) -m benchmarks.sigma
 	$(RUN) -m benchmarks.learned_prior
