@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.util import is_prng_key
@@ -42,6 +41,7 @@ from numpyro_neb.sampling.walker import (
     compiled_first_state,
     first_state,
     is_metropolis,
+    progress,
 )
 
 
@@ -299,9 +299,8 @@ class WalkJumpKernel(ResumableKernel):
         # A model's arguments would be constants of a compiled function, recompiled each time.
         first = first_state if self.model is not None else compiled_first_state
         state = first(walker, rng_key, init_params)
-        if not isinstance(state.diverging, Tracer) and state.diverging.is_fully_addressable:
-            check_start("energy" if self.model is None else "model", state)
-            walker.density.check_at(state.walk.position[0] if batched else state.walk.position)
+        name = "energy" if self.model is None else "model"
+        check_start(name, state, state.walk.position, walker.density.check_at)
         return state
 
     def sample(
@@ -332,12 +331,7 @@ class WalkJumpKernel(ResumableKernel):
         self, state: WalkJumpState
     ) -> str:
         """What the progress bar shows."""
-        parts = [f"step size {float(state.step_size):.2e}"]
-        rate = state.acceptance_rate
-        if not isinstance(rate, tuple):
-            parts.append(f"acc. prob={float(rate):.2f}")
-        count = int(state.num_diverging)
-        return ", ".join(parts + [f"{count} diverging"] * (count > 0))
+        return progress(state, f"step size {float(state.step_size):.2e}")
 
     def integrator_on(self, density: AbstractDensity) -> AbstractIntegrator:
         """The step of the walk on a density: `integrator`, or the default for it.

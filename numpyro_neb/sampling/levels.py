@@ -26,7 +26,7 @@ from numpyro_neb.models.smoothed_density import SmoothedDensity
 from numpyro_neb.posteriors.levels import geometric
 from numpyro_neb.sampling.quadratic import mixture_step
 from numpyro_neb.sampling.targets import ModelDensity, smoothed_density
-from numpyro_neb.sampling.walker import check_start
+from numpyro_neb.sampling.walker import check_start, progress
 
 __all__ = ["LevelsKernel", "LevelsState"]
 
@@ -186,11 +186,7 @@ class LevelsKernel(ResumableKernel):
             position = problem.density.position(init_params, chains)
         one = functools.partial(problem.first, num_warmup)
         state = (jax.vmap(one) if batched else one)(position, rng_key)
-        if not isinstance(state.diverging, Tracer):
-            check_start("model", state)
-            at = position[0] if batched else position
-            problem.density.check_at(at)
-            problem.check_at(at)
+        check_start("model", state, position, problem.density.check_at, problem.check_at)
         return state
 
     def sample(
@@ -219,9 +215,7 @@ class LevelsKernel(ResumableKernel):
 
     def get_diagnostics_str(self, state: LevelsState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What the progress bar shows."""
-        count = int(state.num_diverging)
-        parts = [f"acc. prob={float(state.acceptance_rate):.2f}"]
-        return ", ".join(parts + [f"{count} diverging"] * (count > 0))
+        return progress(state)
 
     def _problem(self, model_args, model_kwargs):
         density = ModelDensity(self.model, model_args, model_kwargs)

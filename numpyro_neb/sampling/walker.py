@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.util import is_prng_key
 
@@ -239,14 +240,29 @@ def first_state(walker, rng_key, position):
     return (jax.vmap(one) if batched else one)(keys[0], keys[2], position)
 
 
-def check_start(name, state):
-    """Raises an error if the walk starts where the density is zero: it would stay there."""
+def check_start(name, state, position, *checks):
+    """Raises an error if the walk starts where the density is zero: it would stay there.
+
+    Each of `checks` then sees the position of one chain. What is traced, or in part on another
+    machine, is not checked.
+    """
+    if isinstance(state.diverging, Tracer) or not state.diverging.is_fully_addressable:
+        return
     if np.any(state.diverging):
         chain = int(np.argmax(state.diverging))
         raise FloatingPointError(
             f"{name} must have a finite value and gradient where the walk starts, got"
             f" {-np.ravel(state.lp)[chain]} in chain {chain}: look at init_params, or at the {name}"
         )
+    for check in checks:
+        check(position[0] if state.diverging.ndim else position)
+
+
+def progress(state, *parts):
+    """What the progress bar shows: some parts, the acceptance rate and the divergences."""
+    rate, count = state.acceptance_rate, int(state.num_diverging)
+    parts += () if isinstance(rate, tuple) else (f"acc. prob={float(rate):.2f}",)
+    return ", ".join(parts + (f"{count} diverging",) * (count > 0))
 
 
 compiled_first_state = eqx.filter_jit(first_state)
