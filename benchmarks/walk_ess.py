@@ -271,10 +271,9 @@ def ess_section(settings: Settings) -> Iterator[Row]:
     blackjax, num_steps = bench_module("blackjax"), settings.num_steps
     for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
         energy = digits_energy(sigma, settings.num_train)
-        ours = {
-            "the default walk's": walk_chains(energy, num_steps),
-            "Microcanonical()'s": walk_chains(energy, num_steps, neb.integrators.Microcanonical()),
-        }
+        others = (neb.integrators.BAOAB(friction=0.1), neb.integrators.Microcanonical())
+        ours = {"the default walk's": walk_chains(energy, num_steps)}
+        ours |= {f"{other}'s": walk_chains(energy, num_steps, other) for other in others}
         peers = {"NUTS": (nuts_chains(energy, max(40, num_steps // 16)), ">= 5")}
         if blackjax is not None:
             for name, low_rank in (("MCLMC", False), ("low-rank MCLMC", True)):
@@ -310,7 +309,8 @@ def bias_section(settings: Settings) -> Iterator[Row]:
     for sigma in _SIGMAS[:1] if settings.quick else _SIGMAS:
         energy = digits_energy(sigma, settings.num_train)
         exact = _mean_energy(energy, integrators.GHMC(), settings.num_steps)
-        for integrator in (integrators.BAOAB(), integrators.Microcanonical()):
+        slow, micro = integrators.BAOAB(friction=0.1), integrators.Microcanonical()
+        for integrator in (integrators.BAOAB(), slow, micro):
             found = _mean_energy(energy, integrator, settings.num_steps)
             bias = abs(found.mean - exact.mean) / exact.sd
             spread = f"standard error {np.hypot(found.error, exact.error) / exact.sd:.3f}"
