@@ -123,6 +123,9 @@ def test_the_front_door_is_quick():
         "xarray",
         "pandas",
         "zarr",
+        "scipy.optimize",
+        "scipy.stats",
+        "scipy.interpolate",
     ]
     code = f"""
 import sys, numpyro_neb

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize
 from scipy.special import expit, logit
 
 from numpyro_neb.empirical_bayes.kernels import BlendKernel, NormalKernel
@@ -165,7 +165,7 @@ def with_best_mode(
         return float(starts[0]), fit(float(starts[0]))
     bounds = starts[max(best - 1, 0)], starts[min(best + 1, len(starts) - 1)]
     tolerance = 1e-4 * data.sigma.min()
-    found: Any = optimize.minimize_scalar(
+    found: Any = scipy.optimize.minimize_scalar(
         negative, bounds=bounds, method="bounded", options={"xatol": tolerance}
     )
     mode = float(found.x if found.fun < values[best] else starts[best])
@@ -188,7 +188,7 @@ def _best_variance(data, log_density):
     values = [negative(log_scale) for log_scale in grid]
     best = int(np.argmin(values))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found: Any = optimize.minimize_scalar(
+    found: Any = scipy.optimize.minimize_scalar(
         negative, bounds=bounds, method="bounded", options={"xatol": 1e-6}
     )
     at_zero = -(data.counts @ log_density(0.0))
@@ -208,7 +208,7 @@ def _best_share(counts, logs):
         return 1e-12
     if slope(high) >= 0:
         return 1 - 1e-12
-    root: Any = optimize.brentq(slope, low, high, xtol=1e-10)
+    root: Any = scipy.optimize.brentq(slope, low, high, xtol=1e-10)
     return float(expit(root))
 
 

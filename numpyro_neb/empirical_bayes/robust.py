@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize
 from scipy.special import ndtr, ndtri
 
 from numpyro_neb._internal.checks import (
@@ -244,7 +244,7 @@ def _one(se, second_moment, kurtosis, alpha, length_optimal):
 
     best = signal / (1 + signal)
     if length_optimal:
-        inside: Any = optimize.minimize_scalar(
+        inside: Any = scipy.optimize.minimize_scalar(
             length, bounds=(1e-3 * best, 1.0), method="bounded", options={"xatol": 1e-6}
         )
         best = float(inside.x)
@@ -258,7 +258,7 @@ def _critical_value(second_moment, kurtosis, alpha):
     # Between the value without a bias, and that of Chebyshev's inequality.
     low, high = 0.0, math.sqrt((1 + second_moment) / alpha) + 1
     missing = lambda chi: _worst(second_moment, kurtosis, chi) - alpha  # noqa: E731
-    root: Any = optimize.brentq(missing, low, high, xtol=1e-11)
+    root: Any = scipy.optimize.brentq(missing, low, high, xtol=1e-11)
     return float(root)
 
 
@@ -281,7 +281,7 @@ def _worst(second_moment, kurtosis, chi):
     values = average(lows)
     best = int(np.argmax(values))
     around = lows[max(best - 1, 0)], lows[min(best + 1, len(lows) - 1)]
-    inside: Any = optimize.minimize_scalar(
+    inside: Any = scipy.optimize.minimize_scalar(
         lambda low: -average(low), bounds=around, method="bounded", options={"xatol": 1e-10}
     )
     return float(max(values[best], -inside.fun))
@@ -316,5 +316,5 @@ def _concave_from(chi):
         return 0.0
     while above(high) < 0:
         high *= 2
-    root: Any = optimize.brentq(above, low, high, xtol=1e-12)
+    root: Any = scipy.optimize.brentq(above, low, high, xtol=1e-12)
     return float(root)

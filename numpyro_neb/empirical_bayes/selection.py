@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from numpyro_neb._internal.checks import check_count, check_positive, require
 
@@ -45,7 +45,7 @@ class Ranking:
     @classmethod
     def of(cls, draws: Float[np.ndarray, "num_samples n"]) -> "Ranking":
         """The ranks within each draw of all X."""
-        return cls(rankdata(-draws, axis=1))
+        return cls(scipy.stats.rankdata(-draws, axis=1))
 
     @property
     def mean(self) -> Float[np.ndarray, " n"]:

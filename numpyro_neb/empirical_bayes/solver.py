@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.optimize import nnls
 
 from numpyro_neb.empirical_bayes.kernels import AbstractKernel
 
@@ -105,7 +105,7 @@ def _newton_step(ratios, counts, start):
     target = vectors.T @ ((2 * gradient - 1) / scale) / roots
     expected = start * gradient  # an EM step, which never lowers the likelihood
     try:
-        goal, _ = nnls(roots[:, None] * vectors.T, target, maxiter=100 * len(start))
+        goal, _ = scipy.optimize.nnls(roots[:, None] * vectors.T, target, maxiter=100 * len(start))
     except RuntimeError:  # nnls has an iteration limit
         return expected / expected.sum()
     if not goal.sum() > 0:

@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import linalg, optimize
-from scipy.interpolate import BSpline
 from scipy.special import log_softmax
 
 from numpyro_neb.empirical_bayes.kernels import AbstractKernel
@@ -45,7 +44,7 @@ def spline_weights(
         return value, penalty * slopes / size - basis.T @ pull
 
     start = np.zeros(degrees)
-    found = optimize.minimize(
+    found = scipy.optimize.minimize(
         objective, start, jac=True, method="BFGS", options={"gtol": 1e-7 * kernel.counts.sum()}
     )
     return np.exp(log_softmax(basis @ found.x))
@@ -64,7 +63,7 @@ def natural_spline(x: Float[np.ndarray, " K"], degrees: int) -> Float[np.ndarray
     inner = np.quantile(x, np.linspace(0, 1, degrees + 1)[1:-1])
     knots = np.concatenate([np.repeat(x[0], 4), inner, np.repeat(x[-1], 4)])
     size = len(knots) - 4
-    splines = BSpline(knots, np.eye(size), 3)
+    splines = scipy.interpolate.BSpline(knots, np.eye(size), 3)
     ends: Any = splines.derivative(2)(x[[0, -1]])
-    orthogonal: Any = linalg.qr(ends[:, 1:].T, mode="full")[0]
+    orthogonal: Any = scipy.linalg.qr(ends[:, 1:].T, mode="full")[0]
     return splines(x)[:, 1:] @ orthogonal[:, 2:]
