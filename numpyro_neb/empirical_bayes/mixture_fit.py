@@ -119,12 +119,7 @@ class MixtureFit:
         """
         shared = self.sigma is not None and self.prior.by_covariates is None
         require(shared, "fit.energy needs normal noise, and one prior for all observations")
-        shift, stretch = (float(a[0]) for a in self.prior.placed(np.array([self.level])))
-        locs, covariances = shift + stretch * self.locs, None
-        if np.any(self.prior.variances):
-            variances = stretch**2 * self.prior.variances
-            covariances = variances[:, None, None] * np.eye(locs[0].size)
-        return MixtureEnergy(locs, self.level, np.log(self.weights), covariances)
+        return self.prior.smoothed(self.level)
 
     @cached_property
     def log_likelihoods(self) -> Float[np.ndarray, " n"]:
@@ -285,7 +280,7 @@ class MixtureFit:
         dtype = jnp.zeros(()).dtype
         if not self._plain or self.sigma is None or self.sigma.ndim > 1:
             return self._explicit(dtype)
-        components = self.energy.components
+        components = self.prior.smoothed(self.level, padded=True).components
         y, sigma = jnp.asarray(self.y, dtype), jnp.asarray(self.sigma, dtype)
         limits = {"locs": (self.locs, self.level), "y": (self.y, np.min(self.sigma))}
         text = {k: too_coarse(k, np.abs(v[0]).max(), float(v[1]), dtype) for k, v in limits.items()}

@@ -25,6 +25,7 @@ from numpyro_neb.empirical_bayes.kernels import (
     RowKernel,
 )
 from numpyro_neb.empirical_bayes.location_scale import LocationScale
+from numpyro_neb.energies.mixture import MixtureEnergy
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,24 @@ class Prior:
         if self.location_scale is None:
             return np.zeros(len(sigma)), np.ones(len(sigma))
         return self.location_scale(sigma)
+
+    def smoothed(self, sigma: float, *, padded: bool = False) -> MixtureEnergy:
+        """The law of X with noise of standard deviation sigma.
+
+        Padded, it has components of weight zero up to a power of two of them, so that laws of
+        nearly as many components share what is compiled for them.
+        """
+        shift, stretch = (float(a[0]) for a in self.placed(np.array([sigma])))
+        count = len(self.weights)
+        total = 2 ** (count - 1).bit_length() if padded else count
+        chosen = np.minimum(np.arange(total), count - 1)
+        locs, covariances = (shift + stretch * self.locs)[chosen], None
+        if np.any(self.variances):
+            variances = stretch**2 * self.variances[chosen]
+            covariances = variances[:, None, None] * np.eye(locs[0].size)
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(np.where(np.arange(total) < count, self.weights[chosen], 0.0))
+        return MixtureEnergy(locs, sigma, log_weights, covariances)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,15 @@ from numpyro.distributions import Distribution
 from scipy import special, stats
 
 import numpyro_neb as neb
+from benchmarks.timing import compilations
 from numpyro_neb.empirical_bayes import (
     LinearisedPosterior,
     MixturePosterior,
     PosteriorDistribution,
 )
 from numpyro_neb.empirical_bayes.distribution import stacked
+from numpyro_neb.empirical_bayes.mixture_fit import MixtureFit
+from numpyro_neb.empirical_bayes.observations import NormalObservations, Prior
 
 pytestmark = pytest.mark.statistical
 
@@ -343,3 +346,22 @@ def test_no_such_interval(probability):
 def test_sigma_of_each_has_to_be_positive():
     with pytest.raises(ValueError, match="sigma must be positive"):
         posterior(sigmas=jnp.array([0.5, 0.0, 1.0]))
+
+
+def test_fits_of_other_numbers_of_components_share_what_is_compiled(x32):
+    y = np.linspace(-3, 3, 20)
+
+    def fit(count):
+        weights = np.arange(1.0, count + 1)
+        prior = Prior("npmle", np.linspace(-2, 2, count), np.zeros(count), weights / weights.sum())
+        return MixtureFit(prior, NormalObservations(y, np.ones(20), None), 0.0, 1, 1.0, 0.0)
+
+    fits = [fit(count) for count in (5, 7)]
+    first, _ = fits[0].posterior.interval(0.9), fits[0].energy
+    with compilations() as compiling:
+        second = fits[1].posterior.interval(0.9)
+    assert compiling == []
+    for fitted, found in zip(fits, (first, second), strict=True):
+        exact = neb.empirical_bayes.credible_interval(fitted.energy, y.astype(np.float32), 0.9)
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+        assert fitted.energy.locs.shape == fitted.locs.shape  # without those of weight zero
