@@ -126,6 +126,7 @@ def bfmi_of_a_gaussian(step_size, friction, num_steps, sds):
     return 2 * (1 - inner(lagged) / inner(covariance))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("step_size", "friction", "num_steps"), [(1.0, 0.2, 1), (1.5, 0.1, 4), (1.0, 0.2, 20)]
 )

@@ -212,6 +212,7 @@ def prior_sd_errors(sigma):
     return np.abs(errors)
 
 
+@pytest.mark.statistical
 def test_the_advised_prior_is_right_for_clusters():
     """A third of the spread is wrong by more than a quarter, for a cluster is far narrower."""
     found = neb.sphere_overlaps(clusters(1000))

@@ -28,6 +28,7 @@ def test_over_any_batch(batch, as_numpy):
     np.testing.assert_allclose(mean.reshape(-1, 2), np.reshape(each, (-1, 2)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("n", [7, 8, 9, 16, 17])
 def test_chunks_do_not_show(n):
     y = MIXTURE.sample(jax.random.key(0), (n,))
@@ -106,6 +107,7 @@ def test_observations_have_to_be_finite(ask):
         ask(MIXTURE, np.array([[0.0, 1.0], [np.nan, 0.0]], np.float32))
 
 
+@pytest.mark.statistical
 def test_components_of_a_large_mixture_stay_small():
     """No array of probes x components x dimensions; and an empty batch has none."""
     energy = neb.MixtureEnergy(jax.random.normal(jax.random.key(0), (5000, 30)), 1.0)
@@ -126,6 +128,7 @@ def images(sigma=0.6):
 POINTS = np.random.default_rng(6).normal(size=(2, 3, 2, 3)) * 1.5
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     "form", [images, lambda: targets.Wrapped(images())], ids=["exact", "derivatives"]
 )
@@ -152,6 +155,7 @@ def test_covariance_is_that_of_the_textbook(form, x64, strict):
     assert lineax.is_symmetric(operator)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     "form", [images, lambda: targets.Wrapped(images())], ids=["exact", "derivatives"]
 )
@@ -166,6 +170,7 @@ def test_components_are_the_leading_eigenvectors(form, x64):
     assert np.all(found.residuals < 1e-7)
 
 
+@pytest.mark.statistical
 def test_components_in_784_dimensions_need_no_matrix():
     """A random walk energy of 784 dimensions: dense eigenvectors, and no array of 784 x 784."""
     key = jax.random.key(0)
@@ -183,6 +188,7 @@ def test_components_in_784_dimensions_need_no_matrix():
     np.testing.assert_allclose(inside, 1, atol=5e-3)
 
 
+@pytest.mark.statistical
 def test_components_of_a_few_iterations_say_how_far_they_are():
     y = jnp.asarray(POINTS[0, 0], jnp.float32)
     locs = np.random.default_rng(0).normal(size=(200, 2, 3)).astype(np.float32)

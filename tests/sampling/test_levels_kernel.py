@@ -186,6 +186,7 @@ def test_a_family_with_unknown_noise():
     assert np.mean(mcmc.get_extra_fields()["acceptance_rate"]) > 0.8
 
 
+@pytest.mark.statistical
 def test_the_last_walk_is_at_the_sites_own_sigma():
     """Of an X much narrower than sigma; one level higher, Y's variance would be a fifth larger."""
     energy = gaussian([0.5], [0.1]).at(SIGMA)

@@ -254,6 +254,7 @@ def test_patience_needs_something_to_wait_for(untyped):
         fit(patience=0, validation_data=DATA[:5])
 
 
+@pytest.mark.statistical
 def test_one_network_for_many_noise_levels():
     """X ~ N(0, I): at each sigma the best jump is y / (1 + sigma^2)."""
     data = np.random.default_rng(1).normal(size=(20_000, 2)).astype(np.float32)

@@ -46,6 +46,7 @@ def test_svi_trains_the_energy_beside_another_parameter():
         np.testing.assert_array_equal(getattr(trained, name), getattr(ENERGY, name))
 
 
+@pytest.mark.statistical
 def test_training_through_log_prob_is_wrong():
     """The likelihood that lacks log Z rewards a flat energy: it unlearns what `fit` has learned."""
     shrink = SD**2 / (SD**2 + SIGMA**2)

@@ -35,6 +35,7 @@ def floor(energy, key):
     return value, SIGMA**4 * float(squares.std()) / np.sqrt(len(y))
 
 
+@pytest.mark.statistical
 def test_loss_at_the_exact_gaussian_energy_is_its_floor():
     """For X ~ N(m, diag s^2): L* = sum of s^2 sigma^2 / (s^2 + sigma^2)."""
     s2 = np.array([0.25, 1.0])
@@ -45,6 +46,7 @@ def test_loss_at_the_exact_gaussian_energy_is_its_floor():
     targets.within(value, exact, error)
 
 
+@pytest.mark.statistical
 def test_loss_at_the_exact_mixture_energy_is_its_floor():
     sample = np.asarray(losses(MIXTURE, MIXTURE, jax.random.key(0)), float)
     value, error = floor(MIXTURE, jax.random.key(1))
@@ -60,6 +62,7 @@ def trained(num_steps):
     ).energy
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("num_steps", [20, 1000])
 def test_excess_loss_is_the_score_error(num_steps):
     """L - L* = sigma^4 E norm(grad phi + grad log f)^2, the two sides measured apart."""
@@ -96,6 +99,7 @@ def noisy(energy, count, key=0):
     return x, x + SIGMA * jax.random.normal(key_y, x.shape)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("probes", [None, 1, 3])
 def test_sure_is_the_risk(probes):
     """Without the clean data, the same as with them: for a right energy, and for a wrong one."""
@@ -113,6 +117,7 @@ def test_sure_is_the_risk(probes):
         targets.within(float(whole), estimates.mean(), difference.std() / np.sqrt(len(y)))
 
 
+@pytest.mark.statistical
 def test_sure_in_closed_form():
     """A linear jump, y -> m + A (y - m): norm((A - I)(y - m))^2 + 2 sigma^2 tr A - sigma^2 d."""
     a = np.array([0.25, 1.0]) / (np.array([0.25, 1.0]) + SIGMA**2)
@@ -122,6 +127,7 @@ def test_sure_in_closed_form():
     np.testing.assert_allclose(loss, risk.mean(), rtol=1e-5)
 
 
+@pytest.mark.statistical
 def test_sure_probes_unless_the_dimension_is_small():
     """Exact in 16 dimensions, whatever the key; one probe in 17."""
     for d, same in ((16, True), (17, False)):
@@ -131,6 +137,7 @@ def test_sure_probes_unless_the_dimension_is_small():
         assert (losses[0] == losses[1]) == same
 
 
+@pytest.mark.statistical
 def test_training_on_noisy_data_alone():
     """A network that has seen no clean point is nearly as good as the exact rule."""
     _, y = noisy(MIXTURE, 20_000)
