@@ -276,7 +276,8 @@ def find_memories(
     Example:
         >>> import jax.numpy as jnp, numpyro_neb as neb
         >>> energy = neb.MixtureEnergy(jnp.array([[-1.0], [1.0]]), sigma=0.3)
-        >>> found = neb.memories.find_memories(energy, jnp.array([[0.4], [2.0], [-0.1]]))
+        >>> y = jnp.array([[0.4], [2.0], [-0.1]])
+        >>> found = neb.memories.find_memories(energy, y, flow="jump")
         >>> print(found)
         2 memories of 3 cues; basins of 2, 1
     """
