@@ -18,6 +18,7 @@ from numpyro_neb._internal import batching
 pytestmark = pytest.mark.statistical
 
 PAIR = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+# Most tests take these shapes, 2 modes and 12 cues in the plane: each function is compiled once.
 CUES = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
 FLOWS = pytest.mark.parametrize("flow", ["gradient", "jump"])
 
@@ -51,19 +52,20 @@ def test_two_modes_merged(flow):
 @FLOWS
 def test_a_saddle_is_no_memory(flow):
     """On the line between two modes the flow comes to rest in the middle."""
-    found = neb.recall(neb.MixtureEnergy(PAIR, 0.5), jnp.array([0.0, 0.7]), flow=flow)
+    cues = np.stack([np.zeros(12), np.linspace(-0.7, 1.5, 12)], 1).astype(np.float32)
+    found = neb.recall(neb.MixtureEnergy(PAIR, 0.5), cues, flow=flow)
     np.testing.assert_allclose(found.attractors, 0, atol=1e-3)
-    assert found.converged
-    assert not found.stable
+    assert np.all(found.converged)
+    assert not np.any(found.stable)
     np.testing.assert_allclose(found.curvatures, 1 - 1 / 0.5**2, atol=1e-2)
 
 
 def test_every_location_far_from_the_others_is_a_memory():
-    locs = 10 * np.random.default_rng(1).normal(size=(30, 2, 3)).astype(np.float32)
+    locs = 10 * np.random.default_rng(1).normal(size=(32, 2, 3)).astype(np.float32)
     energy = neb.MixtureEnergy(locs, 0.5)
     cues = locs + 0.5 * np.random.default_rng(2).normal(size=locs.shape).astype(np.float32)
     found = memories.find_memories(energy, cues)
-    assert len(found.counts) == 30
+    assert len(found.counts) == 32
     assert np.all(found.stable)
     np.testing.assert_allclose(found.attractors[found.basins], locs, atol=2e-3)
 
@@ -103,13 +105,13 @@ def test_hopfields_setting(flow):
 
 def test_basins_by_falling_size():
     energy = neb.MixtureEnergy(PAIR, 0.3)
-    cues = np.array([[0.5, 0.0], [-0.2, 1.0], [0.1, 0.3], [2.0, 0.0]], np.float32)
+    cues = np.array([[0.5, 0.0], [-0.2, 1.0], [0.1, 0.3], [2.0, 0.0]] * 3, np.float32)
     found = memories.find_memories(energy, cues)
-    np.testing.assert_array_equal(found.counts, [3, 1])
-    np.testing.assert_array_equal(found.basins, [0, 1, 0, 0])
+    np.testing.assert_array_equal(found.counts, [9, 3])
+    np.testing.assert_array_equal(found.basins, [0, 1, 0, 0] * 3)
     np.testing.assert_allclose(found.attractors, [[1, 0], [-1, 0]], atol=1e-3)
-    assert str(found) == "2 memories of 4 cues; basins of 3, 1"
-    one = memories.find_memories(energy, cues[:1])
+    assert str(found) == "2 memories of 12 cues; basins of 9, 3"
+    one = memories.find_memories(energy, cues[:1], flow="jump")
     np.testing.assert_array_equal(one.basins, [0])
 
 
@@ -235,12 +237,12 @@ def test_a_flat_valley_is_one_memory(flow, sigma):
 
 def test_cues_on_the_slow_plateau_of_a_saddle_go_on():
     energy = neb.MixtureEnergy(PAIR, 0.97)
-    cues = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    cues = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
     found = memories.find_memories(energy, cues)
     assert found.stable.sum() == 2
     assert np.sum(~found.stable[found.basins]) <= 1
-    saddle = memories.find_memories(energy, np.zeros((2, 2), np.float32))
-    assert str(saddle) == "0 memories of 2 cues, 1 unstable resting point(s); basins of 2"
+    saddle = memories.find_memories(energy, np.zeros((16, 2), np.float32))
+    assert str(saddle) == "0 memories of 16 cues, 1 unstable resting point(s); basins of 16"
 
 
 class Polynomial(neb.AbstractEnergy):
@@ -388,10 +390,11 @@ def test_float64(flow, dtype, x64):
 
 
 @pytest.mark.slow
-def test_inside_jit():
-    energy = neb.MixtureEnergy(PAIR, 0.5)
-    compiled = jax.jit(lambda y: neb.recall(energy, y).attractors)(CUES)
-    np.testing.assert_allclose(compiled, neb.recall(energy, CUES).attractors, atol=1e-3)
+def test_inside_jit(monkeypatch):
+    """Where no round can be left out, and each compiles the flow again: two of the five."""
+    monkeypatch.setattr(memories, "_ROUNDS", 2)
+    recalled = lambda y: neb.recall(neb.MixtureEnergy(PAIR, 0.5), y).attractors  # noqa: E731
+    np.testing.assert_allclose(jax.jit(recalled)(CUES), recalled(CUES), atol=1e-3)
 
 
 @pytest.mark.slow

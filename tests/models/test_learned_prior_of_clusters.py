@@ -55,11 +55,11 @@ def assert_exact(x, mean, sd):
         assert np.all(error < 0.1 * (sd if draws is x else sd**2))
 
 
-def posterior_draws(kernel, *args, num_samples=4000):
+def posterior_draws(kernel, *args):
     mcmc = MCMC(
         kernel,
-        num_warmup=500,
-        num_samples=num_samples,
+        num_warmup=300,
+        num_samples=1500,
         num_chains=4,
         chain_method=jax.vmap if isinstance(kernel, Gibbs) else "vectorized",
         progress_bar=False,
@@ -100,6 +100,7 @@ def test_in_gibbs():
     assert_exact(draws["x"], *exact(energy, 0.3, seen))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("d", [1, 2])
 def test_prior_draws_have_the_law_of_x(d):
     energy = clusters(d, 0.48)

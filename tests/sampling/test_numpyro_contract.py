@@ -33,6 +33,8 @@ from numpyro.infer.reparam import TransformReparam
 import numpyro_neb as neb
 from numpyro_neb.integrators import BAOAB, GHMC, MALA
 
+# Made once: in a model, its eigenvectors would be compiled into every walk.
+MIXTURE = targets.skewed_mixture()
 FIVE_STEPS = {"integrator": GHMC(), "num_steps": 5}
 
 
@@ -225,7 +227,7 @@ def two_chains():
 def moving_support(data=None):
     low = numpyro.sample("low", dist.Normal(0, 1))
     x = numpyro.sample("x", dist.Uniform(low, low + 1))
-    y = numpyro.sample("y", neb.SmoothedDensity(targets.skewed_mixture()))
+    y = numpyro.sample("y", neb.SmoothedDensity(MIXTURE))
     numpyro.deterministic("sum", x + y[0])
     with numpyro.plate("seen", 2):
         numpyro.sample("data", dist.Normal(x + y[0], 1), obs=data)
@@ -324,4 +326,4 @@ def test_pickling(when):
 
 def module_level_model():
     numpyro.sample("z", dist.Normal(0, 1))
-    numpyro.sample("y", neb.SmoothedDensity(targets.skewed_mixture()))
+    numpyro.sample("y", neb.SmoothedDensity(MIXTURE))

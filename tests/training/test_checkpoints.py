@@ -20,15 +20,22 @@ from trainings import CLOSE, DATA, Epochs, StopError, energy, fit, same, stop_af
 import numpyro_neb as neb
 from numpyro_neb.training import checkpoints
 
-SETTINGS = {"num_steps": 60, "ema_decay": 0.9, "validation_data": DATA[:20], "validate_every": 7}
+SETTINGS = {"num_steps": 30, "ema_decay": 0.9, "validation_data": DATA[:20], "validate_every": 7}
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"patience": 3}, {"data": Epochs(), "batch_size": None}]
+)
+def undisturbed(request):
+    """Further settings, and a training with them that does not stop."""
+    return request.param, fit(**SETTINGS, **request.param)
 
 
 @pytest.mark.parametrize("every", [5, timedelta(microseconds=1)])
-@pytest.mark.parametrize("more", [{}, {"patience": 3}, {"data": Epochs(), "batch_size": None}])
-def test_goes_on_as_if_it_had_not_stopped(tmp_path, every, more):
-    whole = fit(**SETTINGS, **more)
+def test_goes_on_as_if_it_had_not_stopped(tmp_path, every, undisturbed):
+    more, whole = undisturbed
     kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": every}
-    for step in (10, 30):
+    for step in (10, 20):
         with pytest.raises(StopError):
             fit(**SETTINGS, **more, **kept, callback=stop_after(step))
     result = fit(**SETTINGS, **more, **kept)
