@@ -123,10 +123,11 @@ def walk(request):
 
 
 X = np.linspace(-1, 1, 12).astype(np.float32)
+MIXTURE = targets.skewed_mixture()
 
 
 def line(x, y=None):
-    w = numpyro.sample("w", neb.SmoothedDensity(targets.skewed_mixture()))
+    w = numpyro.sample("w", neb.SmoothedDensity(MIXTURE))
     scale = numpyro.sample("scale", dist.Gamma(3.0, 6.0))
     with numpyro.plate("point", len(x)):
         numpyro.sample("y", dist.Normal(w[0] + w[1] * x, scale), obs=y)

@@ -184,6 +184,7 @@ def test_modes_that_the_chains_do_not_cross_are_never_called_right():
     assert "the weights of the modes are untested" in found.verdict
 
 
+@pytest.mark.statistical
 def test_a_narrow_energy_and_what_it_lacks():
     x = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
     found = neb.evaluate(gaussian([0.2] * 2, 0.5), x, key=KEY, **QUICK)
@@ -415,7 +416,7 @@ def rejections(share, repeats, n):
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_size_over_repeats():
-    repeats = 200
+    repeats = 120
     rejected = rejections(0.2, repeats, 60)
     assert rejected <= stats.binom.isf(stats.norm.sf(STANDARD_ERRORS), repeats, 0.05)
 
