@@ -253,6 +253,7 @@ def test_prior_predictive_has_the_moments_of_x():
     targets.within(products.mean(0), total, products.std(0) / np.sqrt(len(x)))
 
 
+@pytest.mark.statistical
 def test_the_projection_is_counted():
     """phi = norm(2 y)^2 / (2 sigma^2) in one direction: Cov = sigma^2 (1 - 4), no covariance."""
     energy = neb.ResidualEnergy(lambda y: y * jnp.array([3.0, 0.5, 0.5, 0.5]), 0.5, (4,))

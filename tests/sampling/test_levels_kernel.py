@@ -165,6 +165,7 @@ def noisy(energy, data):
     numpyro.sample("data", dist.Normal(x, tau).to_event(1), obs=data)
 
 
+@pytest.mark.statistical
 def test_a_family_with_unknown_noise():
     # Long walks on a Gaussian forget where they start.
     energy = gaussian([1.0, -1.0], [0.8, 0.6]).at(SIGMA)

@@ -136,6 +136,7 @@ def test_sites_of_unknown_scale_are_tuned():
     np.testing.assert_allclose(draws["sum"], draws["y"] + draws["b"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.statistical
 def test_without_a_smoothed_site_the_unit_is_one():
     """A Beta-Bernoulli model, on the unit interval: the transform's Jacobian is in the law."""
 
