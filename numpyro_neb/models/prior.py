@@ -94,7 +94,7 @@ def learned_prior(
         >>> def model(data):  # x ~ N(0, I), seen through noise of variance 1
         ...     x = neb.learned_prior("x", energy)
         ...     numpyro.sample("data", numpyro.distributions.Normal(x, 1.0).to_event(1), obs=data)
-        >>> mcmc = MCMC(NUTS(model), num_warmup=200, num_samples=1000, progress_bar=False)
+        >>> mcmc = MCMC(NUTS(model), num_warmup=300, num_samples=3000, progress_bar=False)
         >>> mcmc.run(jax.random.key(0), jnp.array([2.0, 0.0]))
         >>> x = mcmc.get_samples()["x"]  # the posterior is N(data / 2, I / 2)
         >>> bool(jnp.all(jnp.abs(x.mean(0) - jnp.array([1.0, 0.0])) < 0.1))

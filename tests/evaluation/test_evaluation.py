@@ -416,7 +416,7 @@ def rejections(share, repeats, n):
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_size_over_repeats():
-    repeats = 120
+    repeats = 200
     rejected = rejections(0.2, repeats, 60)
     assert rejected <= stats.binom.isf(stats.norm.sf(STANDARD_ERRORS), repeats, 0.05)
 

@@ -76,7 +76,7 @@ def naive(energy):
     return numpyro.deterministic("x", energy.denoise(y))
 
 
-def posterior_draws(energy, matrix, data, prior=None, num_warmup=300, num_samples=800):
+def posterior_draws(energy, matrix, data, prior=None, num_warmup=500, num_samples=1500):
     mcmc = MCMC(
         NUTS(linear_model, init_strategy=init_to_mean),
         num_warmup=num_warmup,
@@ -106,23 +106,20 @@ def data_from(energy, matrix, key=3):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("d", "num_components", "num_samples"), [(2, 1, 800)])
-def test_posterior_is_the_exact_one(d, num_components, num_samples):
+@pytest.mark.parametrize(("d", "num_components"), [(2, 1)])
+def test_posterior_is_the_exact_one(d, num_components):
     energy, matrix = prior_of(d, num_components, 0.15), seen_through(d)
     _, data = data_from(energy, matrix)
-    draws = posterior_draws(energy, matrix, data, num_samples=num_samples)
-    mean_off, sd_off = errors(draws, energy, matrix, data)
+    mean_off, sd_off = errors(posterior_draws(energy, matrix, data), energy, matrix, data)
     assert mean_off.max() < 0.05
     assert np.abs(sd_off).max() < 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize(
-    ("d", "num_components", "num_samples"), [(2, 3, 800), (10, 1, 800), (10, 3, 1500)]
-)
-def test_posterior_of_mixtures_and_in_ten_dimensions(d, num_components, num_samples):
-    test_posterior_is_the_exact_one(d, num_components, num_samples)
+@pytest.mark.parametrize(("d", "num_components"), [(2, 3), (10, 1), (10, 3)])
+def test_posterior_of_mixtures_and_in_ten_dimensions(d, num_components):
+    test_posterior_is_the_exact_one(d, num_components)
 
 
 @pytest.mark.slow
@@ -144,8 +141,8 @@ def test_the_naive_prior_is_too_narrow():
 @pytest.mark.statistical
 @pytest.mark.parametrize(("d", "num_components"), [(2, 3)])
 def test_intervals_cover_and_ranks_are_uniform(d, num_components):
-    """Simulation-based calibration over 120 data sets (Talts et al. 2018)."""
-    num_sets, num_ranks = 120, 49
+    """Simulation-based calibration over 200 data sets (Talts et al. 2018)."""
+    num_sets, num_ranks = 200, 49
     energy, matrix = prior_of(d, num_components, 0.15), seen_through(d)
     truth, data = jax.vmap(lambda key: data_from(energy, matrix, key))(jnp.arange(num_sets))
 
@@ -183,7 +180,7 @@ def test_with_a_trained_energy(d):
     settings = {"num_steps": 6000, "batch_size": 256, "progress_bar": False}
     energy = neb.fit(energy, x, key=jax.random.key(1), optimizer=optimizer, **settings).energy
     _, data = data_from(exact, matrix)
-    draws = posterior_draws(energy, matrix, data)
+    draws = posterior_draws(energy, matrix, data, num_warmup=300, num_samples=700)
     mean_off, sd_off = errors(draws, exact, matrix, data)
     assert mean_off.max() < 0.1
     assert np.abs(sd_off).max() < 0.1
@@ -315,7 +312,7 @@ def test_in_gibbs_beside_nuts():
     _, data = data_from(energy, matrix)
     walker = neb.WalkJumpKernel(model=linear_model, num_steps=20, adapt_step_size=True)
     kernel = Gibbs([(walker, ["x_y"]), (NUTS(linear_model), None)])
-    mcmc = MCMC(kernel, num_warmup=300, num_samples=2000, progress_bar=False)
+    mcmc = MCMC(kernel, num_warmup=500, num_samples=4000, progress_bar=False)
     mcmc.run(jax.random.key(0), energy, matrix, data)
     x = np.asarray(mcmc.get_samples()["x"], float)
     mean, sd = exact_posterior(energy, matrix, data)
@@ -339,7 +336,7 @@ def trained():
 )
 def test_inverse_problems_on_digits(problem, covariance, depth, trained):
     train, held_out = digits_prior.digits()
-    matrix, x = digits_prior.operators()[problem], held_out[:30]
+    matrix, x = digits_prior.operators()[problem], held_out[:50]
     gaussian = digits_prior.reconstruct(digits_prior.gaussian(train), matrix, x, max_tree_depth=6)
     prior = digits_prior.learned(trained, covariance)
     learned = digits_prior.reconstruct(prior, matrix, x, max_tree_depth=depth)
@@ -361,7 +358,7 @@ NORMAL = targets.gaussian([1.0, 1.0], 0.3)
 
 
 def seen_once(data):
-    x = neb.learned_prior("x", NORMAL, "isotropic")
+    x = neb.learned_prior("x", NORMAL)
     numpyro.sample("data", dist.Normal(x, 1.0).to_event(1), obs=data)
 
 

@@ -55,11 +55,11 @@ def assert_exact(x, mean, sd):
         assert np.all(error < 0.1 * (sd if draws is x else sd**2))
 
 
-def posterior_draws(kernel, *args):
+def posterior_draws(kernel, *args, num_samples=4000):
     mcmc = MCMC(
         kernel,
-        num_warmup=300,
-        num_samples=1500,
+        num_warmup=500,
+        num_samples=num_samples,
         num_chains=4,
         chain_method=jax.vmap if isinstance(kernel, Gibbs) else "vectorized",
         progress_bar=False,
