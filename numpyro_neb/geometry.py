@@ -82,26 +82,28 @@ class SphereOverlaps(NamedTuple):
         radius, width = sphere_shell(self.dim, 1.0)
         walk, check = f"{self.walk_sigma:.3g}", "After training, check it with `evaluate`."
         if width > radius / 4:
-            return (
+            lines = (
                 f"In {self.dim} dimension(s) there are no thin shells: the norm of the noise is"
                 f" {radius:.2g} +- {width:.2g} sigma, and the overlaps of spheres say little, since"
-                f" sigma_c = {self.max:.3g} is set by the two examples that are farthest apart."
-                f" The data's spread is {self.spread:.3g} per coordinate: begin with sigma = {walk}"
-                " or less to walk between examples, and with a smaller one to keep details."
-                f" {self._prior_advice} {check}"
+                f" sigma_c = {self.max:.3g} is set by the two examples that are farthest apart.",
+                f"The data's spread is {self.spread:.3g} per coordinate: begin with sigma = {walk}"
+                " or less to walk between examples, and with a smaller one to keep details.",
             )
-        kept = 1 / np.hypot(1, self.walk_sigma / self.spread)
-        return (
-            f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density remembers"
-            f" each example separately. At the median, {self.median:.3g}, half of the pairs"
-            f" overlap; from sigma_c = {self.max:.3g} on all do, and noisy versions of any two mix."
-            f" Begin with {walk}, the smaller of sigma_c and the spread, to walk between examples;"
-            f" from {min(self.median, self.walk_sigma):.2g} to {self.walk_sigma:.2g} jumps are"
-            " sharper and the walk is slower; use a smaller sigma to recall details. Above"
-            f" {2 * self.max:.2g} each i-sphere contains all examples, and details are lost. The"
-            f" data's spread is {self.spread:.2g} per coordinate: for a Gaussian with that spread,"
-            f" jumps at {walk} keep {kept:.0%}. {self._prior_advice} {check}"
-        )
+        else:
+            kept = 1 / np.hypot(1, self.walk_sigma / self.spread)
+            lines = (
+                f"Below sigma = {self.min:.3g} no two i-spheres meet: the smoothed density"
+                f" remembers each example separately. At the median, {self.median:.3g}, half of the"
+                f" pairs overlap; from sigma_c = {self.max:.3g} on all do, and noisy versions of"
+                f" any two mix. Above {2 * self.max:.2g} each i-sphere contains all examples, and"
+                " details are lost.",
+                f"Begin with {walk}, the smaller of sigma_c and the spread, to walk between"
+                f" examples; from {min(self.median, self.walk_sigma):.2g} to {self.walk_sigma:.2g}"
+                " jumps are sharper and the walk is slower; use a smaller sigma to recall details.",
+                f"The data's spread is {self.spread:.2g} per coordinate: for a Gaussian with that"
+                f" spread, jumps at {walk} keep {kept:.0%}.",
+            )
+        return "\n".join((*lines, self._prior_advice, check))
 
     @property
     def _prior_advice(self):
@@ -167,7 +169,7 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
-        The summary, in the data's units; it prints in three lines, and `advice` is a paragraph.
+        The summary, in the data's units; it prints in three lines; `advice` is some more.
 
     Raises:
         TypeError: If x does not hold real numbers.

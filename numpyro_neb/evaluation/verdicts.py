@@ -213,8 +213,9 @@ def _denser(baseline):
 
 
 _TO_DO = (
-    "To do: a second stage of training, objective=MaximumLikelihood(), if there was none. And see"
-    " that the held-out examples are a random part of the same data: files are often sorted"
+    "To do: a second stage of training, objective=MaximumLikelihood(), if there was none, or more"
+    " steps of both. And see that the held-out examples are a random part of the same data: files"
+    " are often sorted"
 )
 
 
