@@ -26,7 +26,7 @@ from numpyro_neb._internal.checks import (
     require,
 )
 from numpyro_neb._internal.events import check_rows
-from numpyro_neb.cli.files import check_file, check_out, holds_arrays, read_array
+from numpyro_neb.cli.files import check_file, check_out, holds_arrays, read_array, write_array
 from numpyro_neb.empirical_bayes.noise import warn_of_other_noise
 from numpyro_neb.energies.base import trainable
 
@@ -147,7 +147,8 @@ def _add_others(commands):
         "denoise",
         help="the posterior mean of noisy examples",
         description="One jump, E[X given Y=y], from each noisy example. Writes .npy, "
-        "and warns if the noise does not look like the energy's sigma.",
+        "or a table with the columns' names (.csv, .tsv), and warns if the noise does not look "
+        "like the energy's sigma.",
     )
     _energy_and_out(denoise, "clean.npy", "noisy")
     denoise.set_defaults(run=_denoise)
@@ -374,13 +375,14 @@ def _run_at_once(mcmc, key, out):
 
 
 def _denoise(arguments):
-    check_out(arguments.out, (".npy",), arguments.energy, arguments.data)
+    check_out(arguments.out, (".npy", ".csv", ".tsv"), arguments.energy, arguments.data)
     energy, noisy = _energy(arguments.energy), read_array(arguments.data, arguments.array)
-    clean, buffer = np.asarray(neb.posterior_mean(energy, noisy)), io.BytesIO()
+    fits = noisy.ndim == 2 or arguments.out.suffix in ("", ".npy")
+    require(fits, f"--out must end in .npy for examples of shape {noisy.shape[1:]}")
+    clean = np.asarray(neb.posterior_mean(energy, noisy))
     if clean.size:
         warn_of_other_noise(energy, noisy)
-    np.save(buffer, clean)
-    write_whole(arguments.out, buffer.getvalue())
+    write_array(arguments.out, clean, arguments.data)
     print(f"written: {arguments.out}, of shape {noisy.shape}")
 
 

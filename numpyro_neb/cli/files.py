@@ -1,12 +1,14 @@
 """The files that the commands read and write, checked before any work."""
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from numpyro_neb._internal.atomic_files import write_whole
 from numpyro_neb._internal.checks import require, short
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -96,6 +98,32 @@ def read_array(path: Path, name: str | None = None) -> np.ndarray:
     require(name in names, f"{path} has no array {name!r}, but {listed}")
     require(isinstance(array, np.ndarray), f"{name!r} in {path} is not an array")
     return array
+
+
+def write_array(out: Path, array: np.ndarray, source: Path) -> None:
+    """Writes an array whole, as .npy or, to a .csv or .tsv file, as a table.
+
+    Args:
+        out: The file, whose suffix says what is written.
+        array: The array; a table has shape (n, d).
+        source: The file that it comes from: the names of a table's columns, or else x0, x1, ...
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    if out.suffix not in _SEPARATORS:
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        return write_whole(out, buffer.getvalue())
+    names = [f"x{i}" for i in range(array.shape[1])]
+    if source.suffix in _SEPARATORS:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            names = next(csv.reader(file, delimiter=_SEPARATORS[source.suffix]))
+    text = io.StringIO()
+    rows = csv.writer(text, delimiter=_SEPARATORS[out.suffix], lineterminator="\n")
+    rows.writerow(name.strip() for name in names)
+    rows.writerows(array.astype(str).tolist())  # as few digits as tell float32 apart
+    return write_whole(out, text.getvalue().encode())
 
 
 def _read_table(path, separator):

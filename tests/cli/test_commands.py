@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import numpyro_neb as neb
@@ -339,6 +340,21 @@ def test_help_and_info_load_nothing_that_they_do_not_need(energy):
     assert "sigma 0.5" in shown
     late = {"arviz", "matplotlib", "xarray", "pandas", "orbax", "sklearn", "zarr"}
     assert not late & set(modules.split())
+
+
+@pytest.mark.parametrize(("out", "separator"), [("clean.csv", ","), ("clean.tsv", "\t")])
+def test_denoise_writes_a_table_with_the_names_of_its_columns(energy, tmp_path, out, separator):
+    noisy = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    lines = ["mass, age,red shift,x", *(",".join(map(str, row)) for row in noisy)]
+    (tmp_path / "noisy.csv").write_text("\n".join(lines))
+    assert run("denoise", energy, tmp_path / "noisy.csv", "--out", tmp_path / out) == 0
+    table = pd.read_csv(tmp_path / out, sep=separator)
+    assert list(table) == ["mass", "age", "red shift", "x"]
+    exact = neb.posterior_mean(neb.load(energy), noisy)
+    np.testing.assert_array_equal(table.to_numpy(np.float32), exact)
+    np.save(tmp_path / "noisy.npy", noisy)
+    assert run("denoise", energy, tmp_path / "noisy.npy", "--out", tmp_path / out) == 0
+    assert list(pd.read_csv(tmp_path / out, sep=separator)) == ["x0", "x1", "x2", "x3"]
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "sample", "denoise", "recall", "info"])
