@@ -113,3 +113,17 @@ def test_the_page_on_inverse_problems_runs_as_printed():
     assert names["replicated"].shape == (200, 64)
     assert float(names["data"].posterior["x"].std()) > 0
     assert 0.05 < np.mean(names["draws"]["noise"]) < 0.15
+
+
+@pytest.mark.slow
+def test_the_page_on_saving_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = names_after_running((ROOT / "docs" / "saving.md").read_text())
+    # A stream, longer by 500 draws, and a run that a second process goes on with.
+    streamed = names["data"].posterior["y"].values
+    assert streamed.shape == (4, 1500, 2)
+    first, second = (
+        names[name].get_samples(group_by_chain=True)["y"] for name in ("mcmc", "again")
+    )
+    np.testing.assert_array_equal(streamed[:, :1000], first)
+    np.testing.assert_array_equal(streamed[:, 1000:], second[:, :500])
