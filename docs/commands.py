@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +25,9 @@ def commands(page: str) -> Iterator[str]:
     inline = re.findall(r"`([^`]+)`", prose)
     for code in [line for block in blocks for line in block.splitlines()] + inline:
         code = re.sub(r"\s+", " ", code.split(" #")[0]).strip()
-        if re.match(r"(numpyro-neb|make|python -m (benchmarks|numpyro_neb)\b)", code):
-            yield code
+        named = re.match(r"(numpyro-neb|make)(?=\s|$)", code)
+        if found := named or re.search(r"python -m (benchmarks|numpyro_neb)\b", code):
+            yield code[found.start() :]
 
 
 def complaint(command: str) -> str | None:
@@ -43,15 +45,21 @@ def complaint(command: str) -> str | None:
 
 def _refusal(module: str, arguments: list[str]) -> str | None:
     """Runs a module as a program until it has read its arguments."""
-    parse_args = argparse.ArgumentParser.parse_args
+    container: Any = argparse._ActionsContainer
+    parse_args, add_action = argparse.ArgumentParser.parse_args, container._add_action
 
     def parse(*args, **settings):
         parse_args(*args, **settings)
         raise SystemExit  # it would now begin to work
 
+    def add(parser, action):
+        add_action(parser, action).required = False  # prose names a command without its files
+        return action
+
     said = io.StringIO()
     with (
         patch.object(argparse.ArgumentParser, "parse_args", parse),
+        patch.object(container, "_add_action", add),
         patch.object(sys, "argv", [module, *arguments]),
         contextlib.redirect_stderr(said),
         contextlib.redirect_stdout(io.StringIO()),
@@ -60,9 +68,7 @@ def _refusal(module: str, arguments: list[str]) -> str | None:
         try:
             runpy.run_module(module, run_name="__main__")
         except SystemExit as stop:
-            wrong = said.getvalue().strip().splitlines()[-1] if stop.code else None
-            # Prose names a command without what it works on.
-            return None if wrong and "arguments are required" in wrong else wrong
+            return said.getvalue().strip().splitlines()[-1] if stop.code else None
     return f"{module} does not read its arguments"
 
 

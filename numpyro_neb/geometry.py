@@ -169,7 +169,7 @@ def sphere_overlaps(x: Numbers, *, progress_bar: bool = True) -> SphereOverlaps:
         progress_bar: Whether to show a tqdm bar if it takes longer than a second.
 
     Returns:
-        The summary, in the data's units; it prints in three lines; `advice` is some more.
+        The summary, in the data's units; it prints in three lines, and `advice` says more.
 
     Raises:
         TypeError: If x does not hold real numbers.

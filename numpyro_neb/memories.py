@@ -276,8 +276,7 @@ def find_memories(
     Example:
         >>> import jax.numpy as jnp, numpyro_neb as neb
         >>> energy = neb.MixtureEnergy(jnp.array([[-1.0], [1.0]]), sigma=0.3)
-        >>> y = jnp.array([[0.4], [2.0], [-0.1]])
-        >>> found = neb.memories.find_memories(energy, y, flow="jump")
+        >>> found = neb.memories.find_memories(energy, jnp.array([[0.4], [2.0], [-0.1]]))
         >>> print(found)
         2 memories of 3 cues; basins of 2, 1
     """

@@ -52,6 +52,7 @@ def test_every_command_that_a_page_names_exists():
         ("python -m benchmarks.walk es", "invalid choice: 'es'"),
         ("python -m benchmarks.walk ess --num-stepz 10", "unrecognized arguments: --num-stepz 10"),
         ("numpyro-neb traim data.npy", "invalid choice: 'traim'"),
+        ("numpyro-neb train --stepz 3", "unrecognized arguments: --stepz"),
         ("python -m benchmarks.timing", "benchmarks.timing does not read its arguments"),
     ],
 )
@@ -63,8 +64,10 @@ def test_a_command_that_does_not_exist(command, wrong):
 
 def test_commands_in_prose_and_over_two_lines():
     block = "```sh\npython -m benchmarks.walk ess \\\n  --quick\n```"
-    page = f"Run `make\n  test`, `pip install .`:\n\n{block}"
+    page = f"Run `make\n  test`, `make_it()`, `numpyro-neb[demo]`, `nice make -h`:\n\n{block}"
     assert list(commands.commands(page)) == ["python -m benchmarks.walk ess --quick", "make test"]
+    timed = "Run `taskset -c 0 python -m benchmarks.walk kernel`."
+    assert list(commands.commands(timed)) == ["python -m benchmarks.walk kernel"]
 
 
 def test_where_the_page_says_that_modules_went_they_are():

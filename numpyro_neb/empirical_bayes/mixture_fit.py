@@ -264,6 +264,10 @@ class MixtureFit:
     def _shape(self):
         return (len(self.y), *self.prior.locs.shape[1:])
 
+    @cached_property
+    def _padded(self):
+        return self.prior.smoothed(self.level, padded=True)
+
     @property
     def posterior(self) -> PosteriorDistribution:
         """The law of X given Y=y of all observations, with `cdf`, `icdf` and `interval`.
@@ -280,11 +284,11 @@ class MixtureFit:
         dtype = jnp.zeros(()).dtype
         if not self._plain or self.sigma is None or self.sigma.ndim > 1:
             return self._explicit(dtype)
-        components = self.prior.smoothed(self.level, padded=True).components
+        components = self._padded.components
         y, sigma = jnp.asarray(self.y, dtype), jnp.asarray(self.sigma, dtype)
         limits = {"locs": (self.locs, self.level), "y": (self.y, np.min(self.sigma))}
         text = {k: too_coarse(k, np.abs(v[0]).max(), float(v[1]), dtype) for k, v in limits.items()}
-        if text["y"] and not text["locs"]:  # of which `energy` has warned
+        if text["y"] and not text["locs"]:  # of which `_padded` has warned
             warnings.warn(text["y"], stacklevel=find_stack_level())
         make = eqx.Partial(MixturePosterior, components)
         return PosteriorDistribution(stacked(make, sigma.shape, sigma, y))

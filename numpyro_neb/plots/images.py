@@ -133,7 +133,7 @@ def memories(found: FoundMemories, *, columns: int = 10, ax: Axes | None = None)
         >>> import jax, numpyro_neb as neb
         >>> patterns = jax.random.normal(jax.random.key(0), (4, 3, 3))
         >>> energy = neb.MixtureEnergy(patterns, sigma=0.2)
-        >>> ax = neb.plots.memories(neb.memories.find_memories(energy, patterns, flow="jump"))
+        >>> ax = neb.plots.memories(neb.memories.find_memories(energy, patterns))
     """
     check_type("found", found, FoundMemories, "a FoundMemories")
     require(len(found.attractors) > 0, "found must hold at least one memory, got none")

@@ -97,7 +97,6 @@ def check(name, dtype, tolerance):
     close(*values_and_gradients(x, kernel), tolerance)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(name, strict):
     check(name, jnp.float32, 1e-5)

@@ -9,7 +9,6 @@ import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import covariates, normal_means
 
 
-@pytest.mark.statistical
 def test_the_risk_estimate_is_unbiased(x64):
     """Its mean over y is E (x - estimate)^2 for a fixed law, by quadrature over y."""
     prior = covariates.ConditionalPrior(1, jax.random.key(0))
@@ -42,7 +41,6 @@ def test_covariates_help():
     np.testing.assert_allclose(np.asarray(fit.posterior.mean), fit.posterior_mean, rtol=1e-3)
 
 
-@pytest.mark.statistical
 def test_what_a_fit_with_covariates_can_do(monkeypatch):
     """Moments, draws, predictions; errors where there is no one prior."""
     monkeypatch.setattr(normal_means, "_TRAINING_STEPS", 3)

@@ -20,7 +20,6 @@ def density(request):
     return neb.SmoothedDensity(request.param)
 
 
-@pytest.mark.statistical
 def test_log_prob_is_minus_phi_over_any_batch(density, strict):
     y = jax.random.normal(jax.random.key(0), (4, 3, 2))
     log_prob = density.log_prob(y)

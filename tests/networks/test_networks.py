@@ -33,7 +33,6 @@ def image(shape):
     return np.random.default_rng(0).normal(size=shape).astype(jnp.result_type(float))
 
 
-@pytest.mark.statistical
 @SHAPES
 @pytest.mark.parametrize("make", [conv_net, partial(conv_net, stride=2)])
 def test_conv_net(make, shape):
@@ -61,7 +60,6 @@ def test_the_papers_conv_net():
     assert network.activation is jax.nn.silu
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("options", "rows"),
     [({}, (10, 22)), ({"num_blocks": 2}, (6, 26)), ({"patch_size": 2}, (4, 29))],
@@ -88,7 +86,6 @@ def test_a_u_net_begins_as_a_gaussian():
     assert jnp.any(eqx.filter_jit(eqx.filter_grad(loss))(energy.network).head.weight != 0)
 
 
-@pytest.mark.statistical
 @SHAPES
 def test_u_net_of_colours(shape):
     network, y = u_net(shape), jnp.asarray(image(shape))

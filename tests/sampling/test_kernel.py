@@ -200,7 +200,6 @@ def test_inverse_temperature(integrator):
     np.testing.assert_allclose(draws["x"], jax.vmap(energy.denoise)(draws["y"]), atol=1e-4)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("integrator", [BAOAB(), GHMC(), MALA()], ids=lambda i: type(i).__name__)
 def test_frozen_coordinates(integrator):
     """In-painting: the rest has its law given the frozen part, known for a Gaussian."""

@@ -60,7 +60,6 @@ def log_density(y, sigma):
     return np.asarray(logsumexp(logs, axis=1))
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("round_", [0, 1])
 def test_a_round_of_exchanges_leaves_the_law_of_each_level(round_):
     """Exact draws stay exact; the rates are those of the formula, with the right pairs."""
@@ -245,7 +244,6 @@ class Counted(neb.AbstractEnergy):
         return jnp.sum(y**2) / (2 * (1 + self.sigma**2)) + jnp.where(beyond, jnp.inf, 0)
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize(("num_steps", "num_draws", "rounds"), [(32, 1, 2), (8, 4, 2), (5, 4, 1)])
 def test_an_exchange_costs_a_gradient_for_each_level(num_steps, num_draws, rounds):
     counter = []
@@ -262,7 +260,6 @@ def test_an_exchange_costs_a_gradient_for_each_level(num_steps, num_draws, round
     assert len(counter) == 2 * 3 * (num_steps * num_draws + rounds)
 
 
-@pytest.mark.statistical
 def test_a_level_that_diverges_is_marked_and_no_exchange_spreads_it():
     energy = Counted(jnp.array(0.5), [], wall=4.0)
     kernel = neb.WalkJumpKernel(energy, sigmas=(0.5, 0.7, 1.1), num_steps=16, integrator=BAOAB())

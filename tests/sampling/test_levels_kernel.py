@@ -165,7 +165,6 @@ def noisy(energy, data):
     numpyro.sample("data", dist.Normal(x, tau).to_event(1), obs=data)
 
 
-@pytest.mark.statistical
 def test_a_family_with_unknown_noise():
     # Long walks on a Gaussian forget where they start.
     energy = gaussian([1.0, -1.0], [0.8, 0.6]).at(SIGMA)
@@ -187,7 +186,6 @@ def test_a_family_with_unknown_noise():
     assert np.mean(mcmc.get_extra_fields()["acceptance_rate"]) > 0.8
 
 
-@pytest.mark.statistical
 def test_the_last_walk_is_at_the_sites_own_sigma():
     """Of an X much narrower than sigma; one level higher, Y's variance would be a fifth larger."""
     energy = gaussian([0.5], [0.1]).at(SIGMA)

@@ -89,7 +89,6 @@ def assert_moments(draws, mean, covariance):
             assert_mean(product, covariance[i][j])
 
 
-@pytest.mark.statistical
 @pytest.mark.parametrize("integrator", [BAOAB(), GHMC(), MALA()], ids=lambda i: type(i).__name__)
 def test_posterior_of_a_smoothed_site(integrator):
     kernel = neb.WalkJumpKernel(model=observed_walk, integrator=integrator, num_steps=5)
@@ -123,7 +122,6 @@ def test_every_chain_method_gives_the_same_draws(chain_method):
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.statistical
 def test_sites_of_unknown_scale_are_tuned():
     """y and b jointly, correlated; step, friction and scales found in warm-up."""
     kernel = neb.WalkJumpKernel(model=with_offset, num_steps=5)
@@ -136,7 +134,6 @@ def test_sites_of_unknown_scale_are_tuned():
     np.testing.assert_allclose(draws["sum"], draws["y"] + draws["b"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.statistical
 def test_without_a_smoothed_site_the_unit_is_one():
     """A Beta-Bernoulli model, on the unit interval: the transform's Jacobian is in the law."""
 
