@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+import pytest
 from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI, Trace_ELBO
 
