@@ -3,8 +3,9 @@
 On ebnm's three simulations, 1,000 effects with unit noise, and on two laws with unequal errors: the
 root mean squared error of the posterior means, the coverage of 90% intervals where a package has
 them, and the seconds of a fit and its summaries after a first one. Their settings are the defaults;
-npeb's point masses are 300 equally spaced ones that its EM may move. AShrink and npeb come with the
-extra bench, and one that is not installed is left out.
+npeb's point masses are 300 equally spaced ones that its EM may move; an error is NaN if its solver,
+cvxpy's, gives up. AShrink and npeb come with the extra bench, and one that is not installed is left
+out.
 """
 
 import argparse
@@ -44,7 +45,10 @@ def npeb(y: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, Interval]:
     fit = bench_module("npeb").GLMixture(prec_type="diagonal", atoms_init=atoms)
     precision = (1 / sigma**2)[:, None]
     with contextlib.redirect_stdout(io.StringIO()):
-        fit.fit(y[:, None], precision)
+        try:
+            fit.fit(y[:, None], precision)
+        except bench_module("cvxpy").error.SolverError:
+            return np.full(len(y), np.nan), None
     return fit.posterior_mean(y[:, None], precision)[:, 0], None
 
 
