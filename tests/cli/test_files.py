@@ -147,7 +147,7 @@ def run(*arguments):
         (("train", "x.npy", "--sigma", 1, "--out", "e.npy"), "--out must end in .safetensors"),
         (("evaluate", "e", "x.npy", "--out", "f.txt"), "--out must end in .png or .pdf or .svg"),
         (("sample", "e", "--out", "d.csv"), "--out must end in .nc or .zarr, got d.csv"),
-        (("denoise", "e", "x.npy", "--out", "c.csv"), "--out must end in .npy, got c.csv"),
+        (("denoise", "e", "x.npy", "--out", "c.txt"), "--out must end in .npy or .csv or .tsv"),
         (("recall", "e", "x.npy", "--out", "m.npy"), "--out must end in .npz, got m.npy"),
         (("denoise", "e", "x.npy", "--out", "x.npy"), "--out must not be a file that is read"),
     ],
