@@ -9,6 +9,7 @@ import numpyro_neb as neb
 from numpyro_neb.empirical_bayes import covariates, normal_means
 
 
+@pytest.mark.statistical
 def test_the_risk_estimate_is_unbiased(x64):
     """Its mean over y is E (x - estimate)^2 for a fixed law, by quadrature over y."""
     prior = covariates.ConditionalPrior(1, jax.random.key(0))

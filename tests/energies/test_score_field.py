@@ -32,6 +32,7 @@ def run(energy, integrator, num_samples=50, **settings):
     return mcmc
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     "integrator",
     [integrators.BAOAB(), integrators.ABOBA(), integrators.ULA(), integrators.Microcanonical()],
@@ -56,6 +57,7 @@ def test_score_jump_and_another_sigma():
     np.testing.assert_allclose(other.score(Y[0]), MIXTURE.score(Y[0]) / 4, rtol=1e-6)
 
 
+@pytest.mark.statistical
 def test_a_walk_on_a_denoiser_has_the_law():
     """And its draws have no log density."""
     mcmc = run(PLAIN, None, 400, inverse_temperature=1.0)
@@ -71,6 +73,7 @@ def test_a_walk_on_a_denoiser_has_the_law():
     assert set(data["posterior"].data_vars) == {"x", "y"}
 
 
+@pytest.mark.statistical
 def test_functions_of_the_posterior():
     linear = neb.ResidualEnergy(lambda y: y / 2, 0.6, (2,))  # a Gaussian
     field = neb.ScoreField(lambda y: linear.denoise(y), 0.6, (2,))
@@ -84,6 +87,7 @@ def test_functions_of_the_posterior():
     np.testing.assert_allclose(law.mean, neb.posterior_mean(MIXTURE, Y), rtol=1e-5)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("flow", ["gradient", "jump"])
 def test_recall(flow):
     found, expected = (neb.recall(e, Y, flow=flow) for e in (PLAIN, MIXTURE))

@@ -76,6 +76,7 @@ def test_a_right_energy_is_called_right(right):
     assert right.negative_variances == 0
 
 
+@pytest.mark.statistical
 def test_log_likelihood_and_loss_against_the_formulas(right):
     truth = two_modes(3.5, 0.2)
     # Minus the entropy of Y, and the Bayes error, over a million draws of y.
@@ -202,6 +203,7 @@ def test_a_narrow_energy_and_what_it_lacks():
     assert found.marginals.min() > 2.5 * found.marginals_by_chance
 
 
+@pytest.mark.statistical
 def test_a_column_of_the_table_that_is_wrong():
     """Correlated data, an energy that does not know it: marginals right, correlations not."""
     rng = np.random.default_rng(0)

@@ -418,6 +418,7 @@ def test_progress_bar_text():
     assert text == "step size 7.00e-01"
 
 
+@pytest.mark.statistical
 def test_a_walk_on_the_digits_explodes_near_two_sigma(digits_energy):
     """Steps below 2 sigma are stable for the true density; a learned one gives out a bit before."""
     settings = {"num_samples": 100, "num_chains": 4, "chain_method": "vectorized"}

@@ -60,6 +60,7 @@ def log_density(y, sigma):
     return np.asarray(logsumexp(logs, axis=1))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("round_", [0, 1])
 def test_a_round_of_exchanges_leaves_the_law_of_each_level(round_):
     """Exact draws stay exact; the rates are those of the formula, with the right pairs."""
@@ -212,6 +213,7 @@ def test_levels_start_from_their_gaussians_or_around_init_params():
     targets.within(y[:, 2].var(0), variance, variance * np.sqrt(2 / 4096))
 
 
+@pytest.mark.statistical
 def test_frozen_coordinates_stay_at_every_level():
     kernel = neb.WalkJumpKernel(
         MIXTURE, sigmas=SIGMAS, num_steps=16, frozen=np.array([True, False])
@@ -260,6 +262,7 @@ def test_an_exchange_costs_a_gradient_for_each_level(num_steps, num_draws, round
     assert len(counter) == 2 * 3 * (num_steps * num_draws + rounds)
 
 
+@pytest.mark.statistical
 def test_a_level_that_diverges_is_marked_and_no_exchange_spreads_it():
     energy = Counted(jnp.array(0.5), [], wall=4.0)
     kernel = neb.WalkJumpKernel(energy, sigmas=(0.5, 0.7, 1.1), num_steps=16, integrator=BAOAB())
@@ -306,6 +309,7 @@ def test_warm_up_evens_the_exchange_rates():
     assert before.max() / before.min() > 10
 
 
+@pytest.mark.statistical
 def test_too_short_a_warm_up_says_that_it_sets_no_levels():
     kernel = neb.WalkJumpKernel(FAR, num_levels=3)
     with pytest.warns(UserWarning, match=r"num_warmup = 20 is too few .* takes 256 draws of 1 st"):
@@ -324,6 +328,7 @@ def test_a_float32_family_stays_so_in_float64(x64, strict):
     assert neb.dual_score_loss(family, x, jax.random.key(0)).dtype == jnp.float32
 
 
+@pytest.mark.statistical
 def test_the_highest_level_is_the_spread_of_the_data():
     kernel = neb.WalkJumpKernel(FAR, num_levels=3)
     # The mean of (x - 3.)^2 over the modes, 10^2 .9 .1, in the first coordinate alone.

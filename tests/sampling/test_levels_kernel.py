@@ -186,6 +186,7 @@ def test_a_family_with_unknown_noise():
     assert np.mean(mcmc.get_extra_fields()["acceptance_rate"]) > 0.8
 
 
+@pytest.mark.statistical
 def test_the_last_walk_is_at_the_sites_own_sigma():
     """Of an X much narrower than sigma; one level higher, Y's variance would be a fifth larger."""
     energy = gaussian([0.5], [0.1]).at(SIGMA)
@@ -236,6 +237,7 @@ def test_data_far_more_precise_than_the_prior():
     targets.within(x.var(0), np.diag(covariance), np.diag(covariance) * np.sqrt(2 / 4000))
 
 
+@pytest.mark.statistical
 def test_a_way_down_out_of_the_support_is_marked_and_not_taken():
     """The data's law is NaN for negative x: such a draw is the one before."""
     energy = gaussian([1.0], [2.0]).at(0.5)
@@ -256,6 +258,7 @@ def test_a_way_down_out_of_the_support_is_marked_and_not_taken():
     np.testing.assert_array_equal(same, marked[:, 1:])
 
 
+@pytest.mark.statistical
 def test_the_last_unit_is_that_of_warm_up():
     energy, data = gaussian([1.0, -1.0], [0.8, 0.6]).at(SIGMA), jnp.asarray([2.0, -1.5], float)
     kernel = neb.LevelsKernel(partial(noisy, energy), num_steps=32)
