@@ -28,8 +28,10 @@ Method = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Interval]]
 def ours(prior: Any) -> Method:
     def fitted(y: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, Interval]:
         fit = neb.fit_mixture(y, sigma, prior=prior, progress_bar=False)
+        if prior == "npmle":  # whose intervals are too short
+            return np.asarray(fit.posterior_mean), None
         low, high = map(np.asarray, fit.posterior.interval(0.9))
-        return np.asarray(fit.posterior_mean), None if prior == "npmle" else (low, high)
+        return np.asarray(fit.posterior_mean), (low, high)
 
     return fitted
 

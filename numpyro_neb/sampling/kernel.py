@@ -292,9 +292,8 @@ class WalkJumpKernel(ResumableKernel):
     ) -> WalkJumpState:
         """The first state, from `init_params` or a random position."""
         walker = self._walker(model_args, model_kwargs, num_warmup)
-        batched = not is_prng_key(rng_key)
         if init_params is not None:
-            chains = rng_key.shape[:1] if batched else ()
+            chains = () if is_prng_key(rng_key) else rng_key.shape[:1]
             init_params = walker.density.position(init_params, chains)
         # A model's arguments would be constants of a compiled function, recompiled each time.
         first = first_state if self.model is not None else compiled_first_state
